@@ -1,0 +1,64 @@
+"""The discrete forward process: masking (CRoCoDiL Eq. 2 with α_t = 1 − t, App. C).
+
+Shape letters: B texts, N positions of one text, T packed positions of all texts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from crocodil.attention import Segments
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """How masking levels are drawn in training."""
+
+    all_mask: float = 0.25
+    """Probability that the whole text is masked, t = 1 (App. C, the all-mask utilisation schedule)."""
+    t_min: float = 0.001
+    """Smallest level: otherwise t is uniform between this and `t_max`. Bounds the weight 1/t."""
+    t_max: float = 1.0
+    """Largest level; below 1 (or equal to t_min) only in evaluation."""
+
+
+@dataclass(frozen=True)
+class MaskedTexts:
+    """Texts laid end to end, some positions masked: what a demasker sees and what it is asked."""
+
+    ids_T: torch.Tensor
+    """The clean token ids, windows with BOS, EOS and tail included."""
+    is_masked_T: torch.Tensor
+    """True where the demasker sees the mask instead."""
+    t_B: torch.Tensor
+    """Masking level of each text, float32."""
+    segments: Segments
+    """Where each text ends."""
+    mask_id: int
+
+    @property
+    def visible_T(self) -> torch.Tensor:
+        """x_t: the ids with the mask token where masked."""
+        return torch.where(self.is_masked_T, self.mask_id, self.ids_T)
+
+    def to(self, device: torch.device | str) -> MaskedTexts:
+        return MaskedTexts(
+            self.ids_T.to(device),
+            self.is_masked_T.to(device),
+            self.t_B.to(device),
+            Segments.of(self.segments.lengths, device),
+            self.mask_id,
+        )
+
+
+def draw_level(generator: torch.Generator, config: MaskingConfig) -> float:
+    """t of one text: 1 with probability `all_mask`, else uniform in [t_min, 1)."""
+    coin, u = torch.rand(2, generator=generator).tolist()
+    return 1.0 if coin < config.all_mask else config.t_min + (config.t_max - config.t_min) * u
+
+
+def mask(length: int, t: float, generator: torch.Generator) -> torch.Tensor:
+    """is_masked (N,): every position independently with probability t; t = 1 masks all."""
+    return torch.rand(length, generator=generator) < t

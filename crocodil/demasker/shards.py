@@ -1,0 +1,251 @@
+"""Tensors in a folder: one safetensors file, or shards and their index, as the hub lays them out.
+
+No pickle is read. Everything that headers and index say is checked before a value is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from crocodil.errors import CrocodilError
+
+SHARD_BYTES = 5_000_000_000
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a folder, known from its file's header alone."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+    """safetensors' name of it: F32, BF16, …"""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the values."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count * (_FLOATS[self.dtype].itemsize if self.dtype in _FLOATS else 0)
+
+
+def save_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    folder: str | Path,
+    shard_bytes: int = SHARD_BYTES,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write tensors as `model.safetensors`, or as shards and an index if they hold more than `shard_bytes`.
+
+    Conversion to `dtype` and to the CPU happens shard by shard. The caller makes the folder appear atomically.
+
+    Raises:
+        CrocodilError: the folder holds weights already.
+    """
+    folder = Path(folder)
+    if present := sorted(file.name for file in folder.glob("model*.safetensors*")):
+        raise CrocodilError(f"{folder} holds {present[0]} already: write into another folder")
+    shards = _shards(tensors, shard_bytes, dtype)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = _SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        values = {
+            name: tensors[name].detach().to("cpu", dtype or tensors[name].dtype).contiguous()
+            for name in names
+        }
+        save_file(values, folder / file, metadata={"format": "pt"})
+        flush(folder / file)
+        weight_map.update(dict.fromkeys(names, file))
+    if len(shards) > 1:
+        total = sum(_bytes(tensor, dtype) for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        flush(folder / _INDEX)
+
+
+def load_tensors(
+    folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder that `save_tensors` or the hub wrote; `dtype` and `device` as in `load_llada`."""
+    folder = checkpoint_folder(Path(folder))
+    return read_tensors(folder, list_tensors(folder), dtype, device)
+
+
+def list_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Names, files, shapes and dtypes from the headers alone; the index, if any, must agree with its shards.
+
+    Raises:
+        CrocodilError: no safetensors, a file that is damaged or missing, or an index that says otherwise.
+    """
+    if (folder / _INDEX).exists():
+        if (folder / _SINGLE).exists():
+            raise CrocodilError(
+                f"{folder} holds both {_SINGLE} and {_INDEX}: remove the one that does not belong"
+            )
+        return _list_shards(folder)
+    if (folder / _SINGLE).exists():
+        return _headers(folder, _SINGLE)
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+    if pickles:
+        raise CrocodilError(
+            f"{folder} offers {pickles[0]}, a pickle, which can run code and is never read: convert it to safetensors"
+        )
+    raise CrocodilError(f"{folder} has neither {_SINGLE} nor {_INDEX}: is this the folder of a checkpoint?")
+
+
+def read_tensor(folder: Path, name: str, stored: StoredTensor) -> torch.Tensor:
+    """One tensor, in memory of its own: a view of the file would change or vanish with it."""
+    with _opened(folder / stored.file) as file:
+        return file.get_tensor(name).clone()
+
+
+def _list_shards(folder: Path) -> dict[str, StoredTensor]:
+    """`list_tensors` for an index and its shards."""
+    index = read_json(folder / _INDEX)
+    weight_map, metadata = index.get("weight_map"), index.get("metadata") or {}
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(f, str) for f in weight_map.values())
+    ):
+        raise CrocodilError(f"{folder / _INDEX} has no weight_map of tensor names to files: fetch it again")
+    stored: dict[str, StoredTensor] = {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file:
+            raise CrocodilError(
+                f"{folder / _INDEX} names {file!r}, which is not a file of this folder: fetch it again"
+            )
+        if not (folder / file).exists():
+            raise CrocodilError(f"{folder / file} is missing, though {_INDEX} names it: fetch that shard")
+        found = _headers(folder, file)
+        if astray := sorted(found.keys() ^ {name for name, shard in weight_map.items() if shard == file}):
+            raise CrocodilError(
+                f"{folder / file} and {_INDEX} disagree on {some(astray)}: fetch the shard and the index again"
+            )
+        stored |= found
+    total = sum(entry.bytes for entry in stored.values())
+    if metadata.get("total_size", total) != total:
+        raise CrocodilError(
+            f"{folder / _INDEX} announces {metadata['total_size']} bytes of weights, its shards hold {total}: "
+            "they are not of one checkpoint"
+        )
+    return stored
+
+
+def _headers(folder: Path, file: str) -> dict[str, StoredTensor]:
+    """The tensors of one file, all of a floating dtype."""
+    stored = {}
+    with _opened(folder / file) as opened:
+        for name in opened.keys():
+            view = opened.get_slice(name)
+            if view.get_dtype() not in _FLOATS:
+                raise CrocodilError(
+                    f"{folder / file}: {name} has dtype {view.get_dtype()}: quantised checkpoints are not read, "
+                    "take the 16- or 32-bit one"
+                )
+            stored[name] = StoredTensor(file, tuple(view.get_shape()), view.get_dtype())
+    return stored
+
+
+def read_tensors(
+    folder: Path, stored: Mapping[str, StoredTensor], dtype: torch.dtype | None, device: torch.device | str
+) -> dict[str, torch.Tensor]:
+    """The tensors themselves, file by file."""
+    if dtype is None and len(kinds := sorted({entry.dtype for entry in stored.values()})) > 1:
+        raise CrocodilError(f"{folder} mixes {' and '.join(kinds)} tensors: say which dtype you want")
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted({entry.file for entry in stored.values()}):
+        with _opened(folder / file) as opened:
+            for name in (name for name, entry in stored.items() if entry.file == file):
+                # a copy, because what safetensors returns is a view of the mapped file
+                tensors[name] = opened.get_tensor(name).to(device, dtype, copy=True)
+    return tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    """A safetensors file; whatever is wrong with it is said in one line."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        with open(path, "rb") as raw:
+            pointer = raw.read(40).startswith(b"version https://git-lfs")
+        remedy = "it is a Git LFS pointer, run `git lfs pull`" if pointer else "copy or fetch it again"
+        raise CrocodilError(f"{path} is damaged or cut short ({error}): {remedy}") from None
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """The folder, or a word about what was given instead."""
+    if path.is_dir():
+        return path
+    if path.suffix in _PICKLES:
+        raise CrocodilError(
+            f"{path} is a pickle, which can run code and is never read: convert it to safetensors"
+        )
+    if path.exists():
+        raise CrocodilError(f"{path} is a file: give the folder that holds config.json and the safetensors")
+    raise CrocodilError(f"{path}: no such folder; download the checkpoint first and give its folder")
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object."""
+    if not path.exists():
+        raise CrocodilError(f"{path} is missing: give the folder of a whole checkpoint")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CrocodilError(f"{path} is not valid JSON ({error}): fetch it again") from None
+    if not isinstance(values, dict):
+        raise CrocodilError(
+            f"{path} holds a {type(values).__name__} instead of a JSON object: fetch it again"
+        )
+    return values
+
+
+def flush(path: Path) -> None:
+    """To the disk, file or directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _shards(
+    tensors: Mapping[str, torch.Tensor], shard_bytes: int, dtype: torch.dtype | None
+) -> list[list[str]]:
+    """Names per shard, in order, each shard as full as it may be."""
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, tensor in tensors.items():
+        size = _bytes(tensor, dtype)
+        if shards[-1] and held + size > shard_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    return shards
+
+
+def _bytes(tensor: torch.Tensor, dtype: torch.dtype | None) -> int:
+    return tensor.numel() * (dtype or tensor.dtype).itemsize
+
+
+def some(names: list[str]) -> str:
+    """A few of many names."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,33 @@
+"""The unguided demasker as a training module: the baseline that the guided one starts from (CRoCoDiL §5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from crocodil.attention import Segments
+from crocodil.demasker.llada import LLaDA
+from crocodil.demasker.loss import Losses, per_text, row_weights
+from crocodil.demasker.masking import MaskedTexts
+
+
+class UnguidedDemasker(nn.Module):
+    """LLaDA with the masked-diffusion loss over packed texts (arXiv 2502.09992, Eq. 3)."""
+
+    def __init__(self, llada: LLaDA) -> None:
+        super().__init__()
+        self.llada = llada
+
+    def hidden(self, ids_T: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """Final hidden states (T, E) of texts packed in one row."""
+        positions = torch.cat([torch.arange(n) for n in segments.lengths]).to(ids_T.device)
+        return self.llada.run(self.llada.embed(ids_T)[None], self.llada.angles(positions), segments)[0]
+
+    def forward(self, texts: MaskedTexts) -> Losses:
+        """Sum and count of (1/n) Σ CE / t."""
+        hidden_TE = self.hidden(texts.visible_T, texts.segments)
+        is_masked, lengths = texts.is_masked_T, texts.segments.lengths
+        score = self.llada.score(
+            hidden_TE[is_masked], texts.ids_T[is_masked], row_weights(is_masked, lengths, texts.t_B)
+        )
+        return per_text(score, is_masked, lengths)

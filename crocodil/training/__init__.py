@@ -1,0 +1,1 @@
+"""What every training loop needs and no stage knows: configuration, randomness, AdamW, checkpoints, logs."""

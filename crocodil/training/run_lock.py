@@ -1,0 +1,124 @@
+"""One run directory, one run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import ProcessGroup
+
+from crocodil.errors import CrocodilError
+from crocodil.training.ranks import broadcast, rank_and_world
+
+LOCK = "run.lock"
+HEARTBEAT_SECONDS = 30.0
+STALE_SECONDS = 300.0
+
+_held: set[Path] = set()  # a POSIX lock does not exclude its own process
+
+
+@contextmanager
+def run_lock(run_dir: Path, group: ProcessGroup | None = None) -> Iterator[None]:
+    """Hold `run_dir` for this run; collective, rank 0 holds and all ranks raise when it is taken.
+
+    The kernel frees the lock of a dead process, so a killed run never blocks the next one on its machine.
+    Some network file systems keep locks per machine: an owner elsewhere counts as alive while its heartbeat,
+    the time stamp of the lock file, is younger than five minutes.
+
+    Raises:
+        CrocodilError: another run holds the directory; the message has its host, process id and start.
+        OSError: the directory cannot be written.
+    """
+    lock: _Lock | None = None
+    refusal: str | None = None
+    failure: OSError | None = None
+    if rank_and_world(group)[0] == 0:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            lock = _Lock(run_dir.resolve() / LOCK)
+        except CrocodilError as error:
+            refusal = str(error)
+        except OSError as error:
+            refusal, failure = f"{run_dir}: the run directory cannot be written: {error}", error
+    try:
+        if refusal := broadcast(refusal, group):
+            raise failure or CrocodilError(refusal)
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+class _Lock:
+    """The lock file, held open, and a thread that keeps its time stamp fresh."""
+
+    def __init__(self, path: Path) -> None:
+        if path in _held:
+            raise CrocodilError(f"{path.parent}: already in use by this process; end the other run first")
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._acquire()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        _held.add(path)
+        self._released = threading.Event()
+        threading.Thread(target=self._beat, name="run lock", daemon=True).start()
+
+    def release(self) -> None:
+        self._released.set()
+        os.ftruncate(self._descriptor, 0)  # the file stays: deleting it would race with the next owner
+        os.close(self._descriptor)
+        _held.discard(self._path)
+
+    def _acquire(self) -> None:
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise self._taken(self._owner()) from None
+        owner = self._owner()
+        if owner and owner["host"] != socket.gethostname() and self._age() < STALE_SECONDS:
+            raise self._taken(owner)
+        started = datetime.now().astimezone().isoformat(timespec="seconds")
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps(mine).encode(), 0)
+        os.fsync(self._descriptor)
+
+    def _owner(self) -> dict[str, Any]:
+        """Who wrote the file last; empty when released, or when the writing was cut short."""
+        try:
+            owner = json.loads(os.pread(self._descriptor, 4096, 0))
+            return {key: owner[key] for key in ("host", "pid", "started")}
+        except (ValueError, TypeError, KeyError):
+            return {}
+
+    def _age(self) -> float:
+        """Seconds since the last heartbeat, on the clock of the file system that stamped it."""
+        beaten = os.fstat(self._descriptor).st_mtime
+        probe = self._path.with_name(f".{LOCK}.{os.getpid()}.writing")
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return now - beaten
+
+    def _taken(self, owner: dict[str, Any]) -> CrocodilError:
+        who = "process {pid} on {host} since {started}".format(**owner) if owner else "another process"
+        return CrocodilError(f"{self._path.parent}: in use by {who}; stop it, or give another run directory")
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT_SECONDS):
+            try:
+                os.utime(self._path, (time.time(), time.time()))
+            except OSError:
+                continue  # a vanished directory is for the checkpoint to report

@@ -1,0 +1,241 @@
+"""Stage 0: tune (or, at nano scale, train from scratch) the unguided demasker that everything starts from.
+
+    accelerate launch recipes/train_base.py --config recipes/configs/nano_base.yaml
+
+The loss is LLaDA's: mask every token with probability t, predict the masked ones, weigh by 1/t.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from crocodil.autoencoder import Corruption, corrupt
+from crocodil.bundle import save_unguided
+from crocodil.demasker.llada import LLaDA, LLaDAConfig
+from crocodil.demasker.loss import Losses
+from crocodil.demasker.masking import MaskingConfig
+from crocodil.demasker.unguided import UnguidedDemasker
+from crocodil.demasker.weights import load_llada
+from crocodil.metrics.cost import demasker_flops
+from crocodil.metrics.likelihood import score_levels
+from crocodil.text.data import DataConfig, load_split, tokenised
+from crocodil.text.vocabulary import Vocabulary, train_bpe
+from crocodil.text.windows import Sample, Windows, pack
+from crocodil.training.accelerators import accelerator
+from crocodil.training.checkpoints import checkpoint_name, checkpoint_step, latest, prune, publishing
+from crocodil.training.config import parse_arguments, save_config
+from crocodil.training.deal import deal
+from crocodil.training.engine import Engine
+from crocodil.training.log import MetricsLog, Progress
+from crocodil.training.optimisation import OptimiserConfig
+from crocodil.training.randomness import generator
+from crocodil.training.ranks import gather
+from crocodil.training.run_lock import run_lock
+from crocodil.training.signals import StopRequest
+from crocodil.training.throughput import Throughput, peak_flops
+
+VALIDATION_LEVELS = (0.1, 0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class DemaskerShape:
+    """Sizes of a demasker that is trained from scratch; the rest of LLaDA's config is as released."""
+
+    d_model: int = 192
+    n_layers: int = 4
+    n_heads: int = 4
+    mlp_hidden_size: int = 576
+    rope_theta: float = 1000.0
+    vocabulary: int = 2048
+    """Rows of the table; a byte-level BPE of this size is trained on the training texts."""
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    """Everything that says what is trained. Where it runs is said in launch/."""
+
+    run: str = "runs/base"
+    """Folder of checkpoints, metrics and the export."""
+    start: str | None = None
+    """A LLaDA checkpoint folder to tune, with its tokenizer; without it a demasker of `shape` is trained from scratch."""
+    shape: DemaskerShape = field(default_factory=DemaskerShape)
+    data: DataConfig = field(default_factory=DataConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    steps: int = 1000
+    batch_size: int = 512
+    """Texts of a global batch, over all ranks and micro-batches."""
+    row_tokens: int = 16384
+    """Tokens of a micro-batch: whole texts are packed into rows of at most this many."""
+    ema: float = 0.0
+    precision: str = "no"
+    """`bf16` on GPUs that have it, `no` for float32."""
+    recompute: bool = False
+    """Activation checkpointing, block by block."""
+    seed: int = 0
+    log_every: int = 20
+    validate_every: int = 500
+    validation_texts: int = 64
+    save_every: int = 500
+    keep: int = 2
+    tracker: str | None = None
+    """`tensorboard` or `wandb`, through accelerate; metrics.jsonl is always written."""
+
+
+def main() -> None:
+    arguments = parse_arguments(BaseRecipe, None, __doc__ or "")
+    config, run = arguments.config, Path(arguments.config.run)
+    ranks = accelerator(config.run, config.precision, config.tracker)
+    with run_lock(run):
+        train(config, run, ranks, arguments.resume)
+
+
+def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:
+    torch.manual_seed(config.seed)
+
+    # Texts and vocabulary.
+    parts = load_split(config.data)
+    if config.start is not None:
+        model = load_llada(config.start, dtype=torch.float32)
+        vocabulary = Vocabulary.load(config.start, mask_id=model.config.mask_token_id)
+    else:
+        vocabulary = train_bpe((d.text for d in parts.train[::4]), config.shape.vocabulary)
+        model = LLaDA(fresh_config(config.shape, vocabulary, max(config.data.lengths)))
+        model.initialise(torch.Generator().manual_seed(config.seed))
+    model.recompute = config.recompute
+    windows, held_out = (
+        Windows(
+            tokenised(documents, vocabulary, config.data.cache),
+            config.data.lengths,
+            config.seed,
+            config.data.short_fraction,
+        )
+        for documents in (parts.train, parts.held_out)
+    )
+    del parts
+
+    # Engine, and where it goes on.
+    engine = Engine(ranks, UnguidedDemasker(model), config.optimiser, config.steps, ema=config.ema)
+    start = 0
+    if resume is not None:
+        checkpoint = latest(run) if resume == "newest" else Path(resume)
+        if checkpoint is not None:
+            engine.load(checkpoint)
+            start = checkpoint_step(checkpoint)
+    if ranks.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        save_config(config, run / "config.yaml")
+    if config.tracker:
+        ranks.init_trackers("crocodil", config=asdict(config))
+
+    corruption = Corruption(masking=config.masking)
+    steps_per_epoch = len(windows) // config.batch_size
+    validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]
+    log = MetricsLog(run, start)
+    peak = peak_flops(ranks.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    throughput = Throughput(peak * ranks.num_processes)
+
+    with StopRequest() as stop, Progress(config.steps, start) as progress:
+        progress.say(f"{len(windows):,} training windows, {len(held_out):,} held out, from step {start}")
+        for step in range(start, config.steps):
+            # 1. The texts of this step, the same whatever the ranks: a pure function of (seed, step).
+            epoch, batch = divmod(step, steps_per_epoch)
+            order = windows.order(epoch) if batch == 0 or step == start else order  # noqa: F821
+            chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
+            samples = [windows.sample(int(i), epoch) for i in chosen]
+            rows = deal(pack([s.length for s in samples], config.row_tokens), ranks.num_processes)
+
+            # 2. Corrupt this rank's share, forward and backward.
+            draw = partial(generator, config.seed, epoch)
+            batches = [
+                corrupt([samples[i] for i in row], vocabulary, draw, corruption, K=0, D=0).texts
+                for row in rows[ranks.process_index]
+            ]
+            loss = torch.zeros((), device=ranks.device)
+            for losses in engine.accumulate(batches, config.batch_size):
+                loss += losses.total.detach() / config.batch_size
+
+            # 3. Step.
+            norm = engine.update(step)
+            loss = float(ranks.reduce(loss, "sum"))
+            scored = int(0.625 * sum(s.length for s in samples))
+            throughput.add(
+                sum(s.length for s in samples),
+                3 * demasker_flops(model.config, [s.length for s in samples], [0] * len(samples), scored),
+            )
+
+            # 4. Tell.
+            done = step + 1
+            if done % config.log_every == 0 or done == config.steps:
+                interval = throughput.interval()
+                values = {"loss": loss, "grad_norm": norm, "lr": engine.rate}
+                log.write(done, {**values, "tokens_per_second": interval.tokens_per_second, "mfu": interval.mfu})
+                progress.report(done, values, interval)
+                if config.tracker:
+                    ranks.log(values, step=done)
+
+            # 5. Validate by masking level.
+            if done % config.validate_every == 0 or done == config.steps:
+                with throughput.paused(), engine.averaged() as module:
+                    values = validate(module, validation, vocabulary, config)
+                log.write(done, values)
+                progress.say("  ".join(f"{k} {v:.3f}" for k, v in values.items()))
+
+            # 6. Save.
+            asked = any(gather(stop.requested))
+            if done % config.save_every == 0 or done == config.steps or asked:
+                with throughput.paused(), publishing(run, checkpoint_name(done)) as directory:
+                    engine.save(directory, {"step": done, "vocabulary": vocabulary.fingerprint})
+                prune(run, config.keep)
+            if asked:
+                progress.say(f"stopped after step {done}; the same command with --resume goes on")
+                return
+        with engine.averaged() as module, publishing(run, "export") as directory:
+            if ranks.is_main_process:
+                save_unguided(directory, module.llada, vocabulary)
+        progress.say(f"exported to {run / 'export'}")
+
+
+def validate(
+    module: UnguidedDemasker, samples: list[Sample], vocabulary: Vocabulary, config: BaseRecipe
+) -> dict[str, float]:
+    """Cross-entropy and top-1 on held-out texts at three masking levels, by draws that never change."""
+    device = next(module.parameters()).device
+    draw = partial(generator, config.seed, 0)
+
+    def losses_at(t: float, k: int) -> list[Losses]:
+        level = Corruption(masking=MaskingConfig(all_mask=float(t == 1), t_min=t, t_max=t))
+        batches = [samples[i : i + 16] for i in range(0, len(samples), 16)]
+        return [module(corrupt(part, vocabulary, draw, level, K=0, D=0).texts.to(device)) for part in batches]
+
+    values = {}
+    for score in score_levels(losses_at, VALIDATION_LEVELS, [0]):
+        values[f"cross_entropy@{score.t}"] = score.cross_entropy
+        values[f"top1@{score.t}"] = score.top1
+    return values
+
+
+def fresh_config(shape: DemaskerShape, vocabulary: Vocabulary, longest: int) -> LLaDAConfig:
+    return LLaDAConfig(
+        d_model=shape.d_model,
+        n_layers=shape.n_layers,
+        n_heads=shape.n_heads,
+        n_kv_heads=shape.n_heads,
+        mlp_hidden_size=shape.mlp_hidden_size,
+        vocab_size=vocabulary.size,
+        embedding_size=vocabulary.size,
+        max_sequence_length=longest,
+        mask_token_id=vocabulary.mask_id,
+        eos_token_id=vocabulary.eos_id,
+        pad_token_id=vocabulary.eos_id,
+        rope_theta=shape.rope_theta,
+    )
+
+
+if __name__ == "__main__":
+    main()
