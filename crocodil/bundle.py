@@ -3,7 +3,7 @@
     config.json      what the parts are and that they belong together
     tokenizer/       the one vocabulary
     demasker/        LLaDA in the released layout, and guide.safetensors (START, END, P) beside it
-    encoder/         a sentence-transformers folder, and registers.safetensors (the suffix embeddings) beside it
+    encoder/         a sentence-transformers folder, and registers.safetensors (suffix embeddings) beside it
     README.md        model card
 
 Only safetensors and JSON are read; nothing is unpickled and no code of the folder is run.
@@ -11,24 +11,283 @@ Only safetensors and JSON are read; nothing is unpickled and no code of the fold
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import Qwen3Config, Qwen3Model
+
+from crocodil.autoencoder import Autoencoder
+from crocodil.demasker.guided import GuideConfig, GuidedDemasker
 from crocodil.demasker.llada import LLaDA
-from crocodil.demasker.weights import save_llada
+from crocodil.demasker.shards import load_tensors, save_tensors
+from crocodil.demasker.weights import load_llada, save_llada
+from crocodil.errors import CrocodilError
+from crocodil.registers.encoder import RegisterEncoder
+from crocodil.registers.geometry import RegisterNoise
 from crocodil.text.vocabulary import Vocabulary
 
 FORMAT = 1
 INDEX = "config.json"
+BUNDLED = Path(__file__).parent / "models" / "nano"
+
+
+@dataclass(frozen=True)
+class Index:
+    """config.json of a bundle."""
+
+    kind: str
+    """`autoencoder`, or `unguided` for a demasker without registers."""
+    vocabulary: str
+    """Fingerprint of the vocabulary that all parts share."""
+    window: int
+    """Longest window the model was trained with, in tokens."""
+    K: int = 0
+    D: int = 0
+    layout: str = "anchored"
+    local_pairs: tuple[int, ...] = ()
+    scale: str = "sqrt_d"
+    format: int = FORMAT
+
+
+def resolve(name: str | Path) -> Path:
+    """The folder of a model: `bundled` (or `nano`), a path, or a hub id (its safetensors and JSON only)."""
+    if str(name) in ("bundled", "nano"):
+        return BUNDLED
+    path = Path(name).expanduser()
+    if path.exists() or str(name).count("/") != 1 or str(name).startswith((".", "~", "/")):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.md", "*.txt"]))
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
+        raise CrocodilError(
+            f"no model {name!r}: not a folder here, and not to be had from the hub ({type(error).__name__}); "
+            "give a folder, or leave it out for the bundled nano model"
+        ) from None
 
 
 def save_unguided(folder: Path, llada: LLaDA, vocabulary: Vocabulary) -> None:
     """Write a demasker without registers into an empty folder (a temporary one that is published as a whole)."""
     save_llada(llada, folder / "demasker")
     vocabulary.save(folder / "tokenizer")
-    _write_json(folder / INDEX, {"format": FORMAT, "kind": "unguided", "vocabulary": vocabulary.fingerprint})
+    _write_index(folder, Index("unguided", vocabulary.fingerprint, llada.config.max_sequence_length))
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def save_autoencoder(
+    folder: Path,
+    autoencoder: Autoencoder,
+    vocabulary: Vocabulary,
+    window: int,
+    dtype: torch.dtype | None = None,
+    trained: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model into an empty folder (a temporary one that is published as a whole).
+
+    Args:
+        window: the longest window it was trained with.
+        dtype: of the weights on disk; None keeps the model's.
+        trained: how it was made, for the record: written to training.json.
+    """
+    encoder, demasker = autoencoder.encoder, autoencoder.demasker
+    save_llada(demasker.llada, folder / "demasker", dtype=dtype)
+    _save_extra({"boundaries": demasker.boundaries, "projection.weight": demasker.projection.weight},
+                folder / "demasker" / "guide.safetensors", dtype)  # fmt: skip
+    _save_encoder(encoder, folder / "encoder", vocabulary, window, dtype)
+    vocabulary.save(folder / "tokenizer")
+    if trained is not None:
+        (folder / "training.json").write_text(json.dumps(trained, indent=2, default=str) + "\n", encoding="utf-8")
+    index = Index(
+        "autoencoder",
+        vocabulary.fingerprint,
+        window,
+        encoder.K,
+        encoder.D,
+        demasker.config.layout,
+        demasker.local_pairs,
+        encoder.scale,
+    )
+    _write_index(folder, index)
+
+
+def read_index(folder: Path) -> Index:
+    """config.json of a bundle; unknown keys and other formats are refused."""
+    file = folder / INDEX
+    if not folder.is_dir() or not file.is_file():
+        raise CrocodilError(f"{folder} holds no crocodil model ({INDEX} is missing); give a folder that `export` wrote")
+    try:
+        values = json.loads(file.read_text("utf-8"))
+        known = {f.name for f in dataclasses.fields(Index)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise CrocodilError(f"{file}: unknown key {unknown[0]!r}; it knows {', '.join(sorted(known))}")
+        if values.get("format") != FORMAT:
+            raise CrocodilError(f"{file}: format {values.get('format')!r}, this version of crocodil reads {FORMAT}")
+        values["local_pairs"] = tuple(values.get("local_pairs", ()))
+        return Index(**values)
+    except (OSError, json.JSONDecodeError, TypeError, AttributeError) as error:
+        raise CrocodilError(f"{file} cannot be read ({error}); copy the model again") from None
+
+
+def load_autoencoder(
+    name: str | Path, noise: RegisterNoise | None = None, device: torch.device | str = "cpu"
+) -> tuple[Autoencoder, Vocabulary]:
+    """A trained model in float32 and its vocabulary; every tensor is accounted for."""
+    folder = resolve(name)
+    index = read_index(folder)
+    if index.kind != "autoencoder":
+        raise CrocodilError(f"{folder} is a demasker without registers; train_demasker.py makes an autoencoder of it")
+    llada = load_llada(folder / "demasker", dtype=torch.float32, device=device)
+    vocabulary = _vocabulary(folder, index, llada)
+    guide = GuideConfig(index.K, index.D, index.layout, index.local_pairs)  # type: ignore[arg-type]
+    demasker = GuidedDemasker(llada, guide)
+    _load_extra(
+        folder / "demasker" / "guide.safetensors",
+        {"boundaries": demasker.boundaries, "projection.weight": demasker.projection.weight},
+    )
+    encoder = RegisterEncoder(_load_backbone(folder / "encoder"), index.K, vocabulary.eos_id, index.scale)  # type: ignore[arg-type]
+    extra = {"suffix": encoder.suffix}
+    if encoder.norm is not None:
+        extra |= {"norm.weight": encoder.norm.weight, "norm.bias": encoder.norm.bias}
+    _load_extra(folder / "encoder" / "registers.safetensors", extra)
+    if encoder.D != index.D or encoder.backbone.config.vocab_size < vocabulary.size:
+        raise CrocodilError(f"{folder}: encoder and demasker do not belong together; copy the model again")
+    return Autoencoder(encoder, demasker, noise).to(device), vocabulary
+
+
+def open_demasker(path: str | Path) -> tuple[LLaDA, Vocabulary]:
+    """An unguided demasker in float32: an export of train_base.py, or a LLaDA checkpoint folder with its tokenizer."""
+    folder = resolve(path)
+    if (folder / "demasker").is_dir():
+        llada = load_llada(folder / "demasker", dtype=torch.float32)
+        return llada, _vocabulary(folder, read_index(folder), llada)
+    llada = load_llada(folder, dtype=torch.float32)
+    config = llada.config
+    return llada, Vocabulary.load(
+        folder, eos_id=config.eos_token_id, mask_id=config.mask_token_id, size=config.vocab_size
+    )
+
+
+def _vocabulary(folder: Path, index: Index, llada: LLaDA) -> Vocabulary:
+    vocabulary = Vocabulary.load(folder / "tokenizer")
+    if vocabulary.fingerprint != index.vocabulary:
+        raise CrocodilError(
+            f"{folder / 'tokenizer'} is another vocabulary ({vocabulary.fingerprint}) than the model was trained with "
+            f"({index.vocabulary}); copy the model again"
+        )
+    if vocabulary.mask_id != llada.config.mask_token_id or vocabulary.size > llada.config.embedding_size:
+        raise CrocodilError(f"{folder}: tokenizer and demasker do not belong together; copy the model again")
+    return vocabulary
+
+
+def _save_encoder(
+    encoder: RegisterEncoder, folder: Path, vocabulary: Vocabulary, window: int, dtype: torch.dtype | None
+) -> None:
+    """A folder that SentenceTransformer(path) opens: Qwen3, last-token pooling, normalisation."""
+    folder.mkdir()
+    backbone = encoder.backbone
+    kept = dtype or backbone.dtype
+    config = backbone.config.to_dict() | {"architectures": ["Qwen3Model"], "dtype": str(kept).removeprefix("torch.")}
+    config.pop("_attn_implementation", None)
+    config.pop("attn_implementation", None)
+    _write_json(folder / "config.json", config)
+    save_tensors(backbone.state_dict(), folder, dtype=dtype)
+    extra = {"suffix": encoder.suffix}
+    if encoder.norm is not None:
+        extra |= {"norm.weight": encoder.norm.weight, "norm.bias": encoder.norm.bias}
+    _save_extra(extra, folder / "registers.safetensors", dtype)
+    # the summary register is the state at EOS, so the tokenizer appends it, as Qwen3-Embedding's does
+    vocabulary.save(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    eos = tokenizer.id_to_token(vocabulary.eos_id)
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, vocabulary.eos_id)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(
+        folder / "modules.json",
+        [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+        ],
+    )
+    (folder / "1_Pooling").mkdir()
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": encoder.D,
+            "pooling_mode_cls_token": False,
+            "pooling_mode_mean_tokens": False,
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+            "pooling_mode_weightedmean_tokens": False,
+            "pooling_mode_lasttoken": True,
+            "include_prompt": True,
+        },
+    )
+    (folder / "2_Normalize").mkdir()
+    (folder / "2_Normalize" / ".keep").touch()
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": window, "do_lower_case": False})
+
+
+def _load_backbone(folder: Path) -> Qwen3Model:
+    """A Qwen3 in float32 from config.json and safetensors, every tensor accounted for."""
+    try:
+        config = Qwen3Config(**json.loads((folder / "config.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CrocodilError(f"{folder / 'config.json'} cannot be read ({error}); copy the model again") from None
+    tensors = load_tensors(folder, dtype=torch.float32)
+    backbone = Qwen3Model(config)
+    _account(backbone.state_dict(), tensors, folder)
+    backbone.load_state_dict(tensors)
+    return backbone
+
+
+def _save_extra(tensors: Mapping[str, torch.Tensor], file: Path, dtype: torch.dtype | None) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in tensors.items()}, file)
+
+
+def _load_extra(file: Path, parameters: Mapping[str, torch.Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CrocodilError(f"{file} cannot be read ({error}); copy the model again") from None
+    _account(parameters, tensors, file)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def _account(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], where: Path) -> None:
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"has a tensor that does not belong, {extra[0]}"
+        raise CrocodilError(f"{where} {what} ({len(missing)} missing, {len(extra)} extra); copy the model again")
+    for name, tensor in wanted.items():
+        if tensor.shape != found[name].shape:
+            raise CrocodilError(
+                f"{where}: {name} has shape {tuple(found[name].shape)}, the model wants {tuple(tensor.shape)}; "
+                "the config belongs to other weights"
+            )
+
+
+def _write_index(folder: Path, index: Index) -> None:
+    _write_json(folder / INDEX, asdict(index))
+
+
+def _write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -190,7 +190,7 @@ def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None)
             asked = any(gather(stop.requested))
             if done % config.save_every == 0 or done == config.steps or asked:
                 with throughput.paused(), publishing(run, checkpoint_name(done)) as directory:
-                    engine.save(directory, {"step": done, "vocabulary": vocabulary.fingerprint})
+                    engine.save(directory, done)
                 prune(run, config.keep)
             if asked:
                 progress.say(f"stopped after step {done}; the same command with --resume goes on")

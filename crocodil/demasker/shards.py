@@ -6,6 +6,7 @@ No pickle is read. Everything that headers and index say is checked before a val
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,10 +38,7 @@ class StoredTensor:
     @property
     def bytes(self) -> int:
         """Size of the values."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count * (_FLOATS[self.dtype].itemsize if self.dtype in _FLOATS else 0)
+        return math.prod(self.shape) * _FLOATS[self.dtype].itemsize
 
 
 def save_tensors(
@@ -49,9 +47,15 @@ def save_tensors(
     shard_bytes: int = SHARD_BYTES,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write tensors as `model.safetensors`, or as shards and an index if they hold more than `shard_bytes`.
+    """Write floating tensors as `model.safetensors`, or as shards and an index above `shard_bytes`.
 
-    Conversion to `dtype` and to the CPU happens shard by shard. The caller makes the folder appear atomically.
+    Conversion to `dtype` and to the CPU happens shard by shard. Making the folder appear whole is the caller's.
+
+    Args:
+        tensors: by name; whole tensors that share no memory.
+        folder: an existing folder.
+        shard_bytes: the most a shard holds, unless one tensor is larger.
+        dtype: dtype on disk; None keeps each tensor's.
 
     Raises:
         CrocodilError: the folder holds weights already.
@@ -80,7 +84,16 @@ def save_tensors(
 def load_tensors(
     folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> dict[str, torch.Tensor]:
-    """Every tensor of a folder that `save_tensors` or the hub wrote; `dtype` and `device` as in `load_llada`."""
+    """Every tensor of a folder that `save_tensors` or the hub wrote.
+
+    Args:
+        folder: with model.safetensors, or shards and their index.
+        dtype: None keeps the folder's, which must then be one and the same for all.
+        device: where the tensors go, one after another.
+
+    Raises:
+        CrocodilError: the folder is not whole; nothing has been read then.
+    """
     folder = checkpoint_folder(Path(folder))
     return read_tensors(folder, list_tensors(folder), dtype, device)
 
@@ -102,26 +115,17 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
     if pickles:
         raise CrocodilError(
-            f"{folder} offers {pickles[0]}, a pickle, which can run code and is never read: convert it to safetensors"
+            f"{folder} offers {pickles[0]}, a pickle, which can run code and is never read: "
+            "convert it to safetensors"
         )
     raise CrocodilError(f"{folder} has neither {_SINGLE} nor {_INDEX}: is this the folder of a checkpoint?")
-
-
-def read_tensor(folder: Path, name: str, stored: StoredTensor) -> torch.Tensor:
-    """One tensor, in memory of its own: a view of the file would change or vanish with it."""
-    with _opened(folder / stored.file) as file:
-        return file.get_tensor(name).clone()
 
 
 def _list_shards(folder: Path) -> dict[str, StoredTensor]:
     """`list_tensors` for an index and its shards."""
     index = read_json(folder / _INDEX)
-    weight_map, metadata = index.get("weight_map"), index.get("metadata") or {}
-    if (
-        not isinstance(weight_map, dict)
-        or not weight_map
-        or not all(isinstance(f, str) for f in weight_map.values())
-    ):
+    weight_map, metadata = index.get("weight_map"), index.get("metadata")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CrocodilError(f"{folder / _INDEX} has no weight_map of tensor names to files: fetch it again")
     stored: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
@@ -134,13 +138,14 @@ def _list_shards(folder: Path) -> dict[str, StoredTensor]:
         found = _headers(folder, file)
         if astray := sorted(found.keys() ^ {name for name, shard in weight_map.items() if shard == file}):
             raise CrocodilError(
-                f"{folder / file} and {_INDEX} disagree on {some(astray)}: fetch the shard and the index again"
+                f"{folder / file} and {_INDEX} disagree on {some(astray)}: fetch shard and index again"
             )
         stored |= found
     total = sum(entry.bytes for entry in stored.values())
-    if metadata.get("total_size", total) != total:
+    announced = metadata.get("total_size", total) if isinstance(metadata, dict) else total
+    if announced != total:
         raise CrocodilError(
-            f"{folder / _INDEX} announces {metadata['total_size']} bytes of weights, its shards hold {total}: "
+            f"{folder / _INDEX} announces {announced} bytes of weights, its shards hold {total}: "
             "they are not of one checkpoint"
         )
     return stored
@@ -154,8 +159,8 @@ def _headers(folder: Path, file: str) -> dict[str, StoredTensor]:
             view = opened.get_slice(name)
             if view.get_dtype() not in _FLOATS:
                 raise CrocodilError(
-                    f"{folder / file}: {name} has dtype {view.get_dtype()}: quantised checkpoints are not read, "
-                    "take the 16- or 32-bit one"
+                    f"{folder / file}: {name} has dtype {view.get_dtype()}: quantised checkpoints are not "
+                    "read, take the 16- or 32-bit one"
                 )
             stored[name] = StoredTensor(file, tuple(view.get_shape()), view.get_dtype())
     return stored
@@ -164,7 +169,7 @@ def _headers(folder: Path, file: str) -> dict[str, StoredTensor]:
 def read_tensors(
     folder: Path, stored: Mapping[str, StoredTensor], dtype: torch.dtype | None, device: torch.device | str
 ) -> dict[str, torch.Tensor]:
-    """The tensors themselves, file by file."""
+    """The tensors themselves, file by file; see `load_tensors`."""
     if dtype is None and len(kinds := sorted({entry.dtype for entry in stored.values()})) > 1:
         raise CrocodilError(f"{folder} mixes {' and '.join(kinds)} tensors: say which dtype you want")
     tensors: dict[str, torch.Tensor] = {}
@@ -202,7 +207,7 @@ def checkpoint_folder(path: Path) -> Path:
     raise CrocodilError(f"{path}: no such folder; download the checkpoint first and give its folder")
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object."""
     if not path.exists():
         raise CrocodilError(f"{path} is missing: give the folder of a whole checkpoint")

@@ -1,7 +1,7 @@
 """Released LLaDA checkpoints in and out: config.json and safetensors by their released names.
 
 No remote code is run and no pickle is read. A checkpoint is accounted for before any weight is touched: every
-tensor that the network has must be there with its shape, and no other. What is written appears whole or not at all.
+tensor that the network has must be there with its shape, and no other. What is written appears whole or not.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ _TABLE, _HEAD = "model.transformer.wte.weight", "model.transformer.ff_out.weight
 def load_llada(
     path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> LLaDA:
-    """Read a checkpoint in the released layout: config.json and one safetensors file, or shards and their index.
+    """Read a checkpoint in the released layout: config.json and one safetensors file, or shards and an index.
 
     Tensors go one by one into a model that was built without memory, so that weights are never held twice.
+    Other files in the folder are left alone.
 
     Args:
         path: folder of the checkpoint.
@@ -54,9 +55,8 @@ def load_llada(
         model = LLaDA(config)
     stored = list_tensors(folder)
     if config.weight_tying and _HEAD in stored and _TABLE in stored:
-        if not torch.equal(
-            read_tensor(folder, _HEAD, stored[_HEAD]), read_tensor(folder, _TABLE, stored[_TABLE])
-        ):
+        pair = read_tensors(folder, {name: stored[name] for name in (_HEAD, _TABLE)}, None, "cpu")
+        if not torch.equal(pair[_HEAD], pair[_TABLE]):
             raise CrocodilError(
                 f"{folder}: config.json ties the head to the embedding, but {_HEAD} differs from {_TABLE}: "
                 "set weight_tying to false"
@@ -88,6 +88,7 @@ def save_llada(
         wanted = {name: tensor.shape for name, tensor in LLaDA(model.config).state_dict().items()}
     tensors = model.state_dict()
     for name, tensor in tensors.items():
+        # a parameter that is spread over ranks is an empty tensor here
         if tensor.shape != wanted[name]:
             raise CrocodilError(
                 f"{name} has shape {tuple(tensor.shape)} instead of {tuple(wanted[name])}: "
@@ -122,8 +123,8 @@ def _account(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredT
     for name, shape in wanted.items():
         if stored[name].shape != shape:
             raise CrocodilError(
-                f"{folder / stored[name].file}: {name} has shape {stored[name].shape}, config.json asks for {shape}: "
-                "they are not of one checkpoint"
+                f"{folder / stored[name].file}: {name} has shape {stored[name].shape}, config.json asks for "
+                f"{shape}: they are not of one checkpoint"
             )
 
 
@@ -134,6 +135,7 @@ def _appearing(path: Path) -> Iterator[Path]:
         raise CrocodilError(f"{path} exists already: choose another folder or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our number
     try:
         temporary.mkdir()
         yield temporary

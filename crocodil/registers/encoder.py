@@ -67,11 +67,6 @@ class RegisterEncoder(nn.Module):
         if not table.is_meta:
             nn.init.normal_(self.suffix, std=float(table.detach().float().pow(2).mean().sqrt()))
 
-    @staticmethod
-    def from_config(config: Qwen3Config, K: int, eos_id: int, scale: Scale = "sqrt_d") -> RegisterEncoder:
-        """A randomly initialised encoder."""
-        return RegisterEncoder(Qwen3Model(config), K, eos_id, scale)
-
     def forward(
         self,
         ids_T: torch.Tensor,
@@ -130,3 +125,35 @@ class RegisterEncoder(nn.Module):
     def register_norm(self) -> float:
         """√D, the norm of a register."""
         return math.sqrt(self.D)
+
+
+def fresh_encoder(
+    rows: int,
+    K: int,
+    eos_id: int,
+    scale: Scale = "sqrt_d",
+    *,
+    hidden_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    num_key_value_heads: int,
+    intermediate_size: int,
+    rope_theta: float,
+) -> RegisterEncoder:
+    """A randomly initialised Qwen3 of these sizes over a table of `rows` ids."""
+    config = Qwen3Config(
+        vocab_size=rows,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        num_key_value_heads=num_key_value_heads,
+        head_dim=hidden_size // num_attention_heads,
+        intermediate_size=intermediate_size,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+        initializer_range=hidden_size**-0.5,  # 0.02, the default, is meant for widths near 2500
+        tie_word_embeddings=True,
+        bos_token_id=eos_id,
+        eos_token_id=eos_id,
+        pad_token_id=eos_id,
+    )
+    return RegisterEncoder(Qwen3Model(config), K, eos_id, scale)

@@ -17,7 +17,7 @@ from crocodil.errors import CrocodilError
 from crocodil.sampler.reveal import choose, draw, plan
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""(ids_BN, rows_BN) to logits (R, V) of the positions where the bool `rows_BN` is True, in row-major order."""
+"""(ids_BN, rows_BN) to logits (R, V) at the positions where the bool rows_BN is True, in row-major order."""
 
 
 @dataclass(frozen=True)
@@ -62,33 +62,36 @@ def demask(
 ) -> Demasked:
     """Fill every masked position of `x` in `nfe` steps, block after block.
 
-    Blocks are cut from the ordered list of a row's masked positions, from the first on: slots 0 … block_size−1 are the
-    first block, wherever they stand. For a prompt and its continuation these are LLaDA's blocks; for infilling, a
-    block may reach over given tokens. The last block may be short. `nfe` is the total; blocks get their shares as
-    evenly as possible, and so do the steps of a block.
+    Blocks are cut from the ordered list of a row's masked positions: the first `block_size` of them are the
+    first block, wherever they stand. For a prompt and its continuation these are LLaDA's blocks; for infilling,
+    a block may reach over given tokens. The last block may be short. `nfe` is the total: blocks get their shares
+    of it as evenly as possible, and a block's tokens are spread evenly over its steps.
 
-    A step reveals the most confident predictions (`low_confidence`) or random ones (`random`), and what is revealed
-    stays. With `renoise`, a step is the literal line x_t = Forward(x̂0, t) of Alg. 2, 3 and 6 instead: every masked
-    position is filled in, then each slot of the block is masked anew with probability t; `remasking` has no say.
+    A step reveals the most confident predictions (`low_confidence`) or random ones (`random`), and what is
+    revealed stays. With `renoise`, a step is the literal line x_t = Forward(x̂0, t) of Alg. 2, 3 and 6 instead:
+    every masked position of the block is filled in, then each of its slots is masked anew with probability t;
+    `remasking` has no say.
 
-    With greedy draws, `low_confidence`, block_size dividing the slots and the blocks dividing `nfe`, the tokens are
-    those of LLaDA's official sampler, as long as that one never predicts the mask.
+    With greedy draws, `low_confidence`, block_size dividing the slots and the blocks dividing `nfe`, the tokens
+    are those of LLaDA's official sampler, as long as that one never predicts the mask.
 
     Args:
         predict: the demasker; see `Predict`. It is asked only for positions of the current block.
-        x_BN: token ids; `mask_id` wherever a token is wanted, in any pattern, and every other token is kept.
+        x_BN: token ids; `mask_id` wherever a token is wanted, in any pattern; every other token is kept.
         mask_id: the mask token. It is never predicted.
-        nfe: steps, between the number of blocks and the number of slots of the longest row. A row with fewer slots
-            than `nfe` is complete earlier. Only `renoise` may need fewer calls: when chance leaves nothing masked.
+        nfe: steps, between the number of blocks and the number of slots of the longest row. A row with fewer
+            slots is complete earlier.
         block_size: slots per block; None takes all of them as one block.
-        temperature: 0 takes the likeliest token, otherwise tokens are drawn from softmax(logits / temperature).
+        temperature: 0 takes the likeliest token, else tokens are drawn from softmax(logits / temperature).
         remasking: how the positions of a step are chosen.
-        generator: where random numbers come from: one for the batch (None is torch's own), or one per row, with which
-            a row's text does not depend on its neighbours. Not used by greedy `low_confidence`.
+        renoise: mask the estimate anew instead of keeping what is revealed. Fewer calls than `nfe` are made
+            when chance leaves nothing masked.
+        generator: where random numbers come from: one for the batch (None is torch's own), or one per row, with
+            which a row's text does not depend on its neighbours. Greedy `low_confidence` draws none.
         on_step: called after every step.
 
     Raises:
-        CrocodilError: before any call of `predict`, if the numbers do not fit; later, if logits are not finite.
+        CrocodilError: before any call of `predict` if the numbers do not fit; later if logits are not finite.
     """
     slot_BN = x_BN == mask_id
     slots_B = slot_BN.sum(dim=1).cpu()
@@ -118,14 +121,13 @@ def demask(
             calls += 1
             if logits_RV.ndim != 2 or len(logits_RV) != len(at[0]):
                 raise CrocodilError(
-                    f"predict gave logits of shape {tuple(logits_RV.shape)} for {len(at[0])} positions: wanted one row "
-                    "per True in rows_BN, (R, V)"
+                    f"predict gave logits of shape {tuple(logits_RV.shape)} for {len(at[0])} positions: "
+                    "wanted (R, V), one row per True in rows_BN"
                 )
-            ids_R, confidence_R = draw(
-                logits_RV, temperature, None if uniforms_BN is None else uniforms_BN[at], mask_id
-            )
-            estimate_BN = ids_BN.index_put(at, ids_R.to(ids_BN.dtype))
-            confidence_BN[at] = confidence_R
+            uniforms_R = None if uniforms_BN is None else uniforms_BN[at]
+            drawn = draw(logits_RV, temperature, uniforms_R, mask_id)
+            estimate_BN = ids_BN.index_put(at, drawn.ids_R.to(ids_BN.dtype))
+            confidence_BN[at] = drawn.confidence_R
 
         # 3. keep a few of the predictions, or mask the whole estimate anew
         if renoise:
@@ -142,7 +144,7 @@ def demask(
 
 
 class _Numbers:
-    """Uniform numbers in [0, 1) for every slot, float64: as many per row as it has slots, whatever its padding."""
+    """Uniform numbers in [0, 1), float64: as many for a row as it has slots, however it is padded."""
 
     def __init__(
         self, generator: torch.Generator | Sequence[torch.Generator] | None, slot_BN: Tensor
@@ -154,7 +156,7 @@ class _Numbers:
             self.sources = list(zip(generator, slot_BN.sum(dim=1).tolist(), strict=False))
             if len(generator) != len(slot_BN):
                 raise CrocodilError(
-                    f"{len(generator)} generators for {len(slot_BN)} rows: give one per row, or one for the batch"
+                    f"{len(generator)} generators for {len(slot_BN)} rows: give one per row or one for all"
                 )
 
     def draw(self) -> Tensor:

@@ -15,12 +15,13 @@ from torch import Tensor
 from crocodil.errors import CrocodilError
 
 CHUNK = 512  # tokens per chunk of the two-level draw: divides LLaDA's 126,464 rows (247 chunks)
-# float32 logits looked at together, so that a draw never copies the whole batch's: few launches on a GPU, a cache on a CPU
+# float32 logits looked at together, so that a draw never copies a whole batch's: few launches on a GPU, what a
+# cache holds on a CPU
 GPU_LOGITS, CPU_LOGITS = 1 << 26, 1 << 20
 
 
 def schedule(masked_B: Tensor, steps: int) -> Tensor:
-    """How many tokens each of `steps` steps reveals, per row (LLaDA, Alg. 5 and its `get_num_transfer_tokens`).
+    """How many tokens each of `steps` steps reveals, per row, as LLaDA's official sampler spreads them.
 
     Args:
         masked_B: masked tokens per row.
@@ -34,7 +35,7 @@ def schedule(masked_B: Tensor, steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every row does in every step. A row that is full before the others has count 0 and t 0 from then on."""
+    """What every row does in every step; a row that is complete before the others has count and t 0."""
 
     block_BS: Tensor
     """The block a row works on."""
@@ -45,11 +46,11 @@ class Plan:
 
 
 def plan(slots_B: Tensor, nfe: int, block_size: int) -> Plan:
-    """Spread `nfe` steps over the blocks of each row, and each block's tokens over its steps, as evenly as possible.
+    """Spread `nfe` steps over each row's blocks, and each block's tokens over its steps, as evenly as possible.
 
-    Rows are planned independently of one another, so that a row's text never depends on its neighbours. A row has
-    ceil(slots / block_size) blocks, of which only the last may be short; it gets its share of steps by its length.
-    No step is ever without a token to reveal: a row with fewer slots than `nfe` is simply done earlier.
+    Rows are planned independently of one another, so that a row's text never depends on its neighbours. A row
+    has ceil(slots / block_size) blocks, of which only the last may be short; its share of steps is by its length.
+    No step is without a token to reveal: a row with fewer slots than `nfe` is complete earlier.
 
     Args:
         slots_B: positions to fill per row.
@@ -110,10 +111,10 @@ class Drawn(NamedTuple):
 def draw(logits_RV: Tensor, temperature: float, uniforms_R: Tensor | None, mask_id: int) -> Drawn:
     """One token per row: the likeliest at temperature 0, else an exact draw from softmax(logits / temperature).
 
-    The draw inverts the cumulative distribution with one uniform number per row: the chunk of the vocabulary first,
-    then the token in it. Nothing of vocabulary size is ever float64, as the official Gumbel noise is.
-    The mask token is never drawn, but its mass stays in the confidence, as in the official sampler, so that the order
-    in which positions are revealed is the official one.
+    The draw inverts the cumulative distribution with one uniform number per row: the chunk of the vocabulary
+    first, then the token in it. Nothing of vocabulary size is ever float64, as the official Gumbel noise is.
+    The mask token is never drawn, but its mass stays in the confidence, as in the official sampler, so that
+    positions are revealed in the official order.
 
     Args:
         logits_RV: any floating dtype; not modified.
@@ -139,7 +140,7 @@ def draw(logits_RV: Tensor, temperature: float, uniforms_R: Tensor | None, mask_
 
 
 def _draw(logits_RV: Tensor, temperature: float, uniforms_R: Tensor | None, mask_id: int) -> Drawn:
-    """`draw` on few rows. C chunks of c tokens cover the vocabulary; what they have beyond it weighs nothing."""
+    """`draw` on few rows. C chunks of c tokens cover the vocabulary; what is beyond it weighs nothing."""
     rows, vocabulary = logits_RV.shape
     chunks = -(-vocabulary // CHUNK)
     width = -(-vocabulary // chunks)
@@ -154,8 +155,8 @@ def _draw(logits_RV: Tensor, temperature: float, uniforms_R: Tensor | None, mask
     best_R = best_RC.amax(dim=1)
     if not bool(best_R.isfinite().all()):
         raise CrocodilError(
-            f"the demasker gave logits that are infinite or not a number in {int((~best_R.isfinite()).sum())} of "
-            f"{rows} rows: check its weights and the registers"
+            "the demasker gave logits that are infinite or not a number in "
+            f"{int((~best_R.isfinite()).sum())} of {rows} rows: check its weights and the registers"
         )
     every_R = torch.arange(rows, device=logits_RV.device)
     if temperature == 0:
@@ -172,7 +173,7 @@ def _draw(logits_RV: Tensor, temperature: float, uniforms_R: Tensor | None, mask
 
 
 def _invert(weights_RCc: Tensor, uniforms_R: Tensor) -> Tensor:
-    """The index, over chunks and tokens, at which the cumulative weight first exceeds `uniform` times the total."""
+    """The index, over chunks and tokens, at which the cumulative weight first exceeds uniform · total."""
     chunk_ends_RC = weights_RCc.sum(dim=2).double().cumsum(dim=1)
     target_R1 = uniforms_R[:, None].double() * chunk_ends_RC[:, -1:]
     chunk_R1 = torch.searchsorted(chunk_ends_RC, _below_end(target_R1, chunk_ends_RC), right=True)

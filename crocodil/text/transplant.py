@@ -1,4 +1,4 @@
-"""Vocabulary transplant (SPEC §1): the encoder's input table re-embedded once for the demasker's ids."""
+"""Vocabulary transplant: the encoder's input table re-embedded once for the demasker's ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One vocabulary for the whole system: byte-exact text <-> ids, special ids found by name (SPEC §1)."""
+"""One vocabulary for the whole system: byte-exact text <-> ids, special ids found by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows `BOS text EOS EOS…` (SPEC §1): cut from programs to train on, split from a text for use, packed."""
+"""Windows `BOS text EOS EOS…`: cut from programs to train on, split from a text for use, packed."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ of ranks changes the objective.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
+from crocodil.training.checkpoints import require_complete
 from crocodil.training.optimisation import (
     Ema,
     OptimiserConfig,
@@ -112,14 +113,26 @@ class Engine:
         finally:
             self.module.train()
 
-    def save(self, directory: Path, values: Mapping[str, Any]) -> None:
+    def save(self, directory: Path, step: int, stage: int = 0) -> None:
         """Write the resume state into a directory that is being published."""
         tensors = {f"model/{n}": p for n, p in self.module.state_dict().items()}
         tensors |= {f"optimiser/{n}": t for n, t in self._optimiser_state().items()}
         if self.ema is not None:
             tensors |= {f"ema/{n}": t for n, t in self.ema.state_dict().items()}
         if self.accelerator.is_main_process:
-            save_state(directory, tensors, values)
+            save_state(directory, tensors, {"step": step, "stage": stage})
+
+    @staticmethod
+    def where(directory: Path) -> tuple[int, int]:
+        """(step, stage) at which a checkpoint was saved."""
+        require_complete(directory)
+        _, values = load_state(directory)
+        return int(values["step"]), int(values["stage"])
+
+    def close(self) -> None:
+        """Let go of wrappers and optimiser, so that the next stage can build its own around the bare module."""
+        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
 
     def load(self, directory: Path, stage_changed: bool = False) -> None:
         """Take a resume state back; across a stage boundary only the moments of parameters that both stages train."""

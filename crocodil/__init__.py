@@ -1,0 +1,91 @@
+"""crocodil: texts as continuous registers, and back, with a guided masked diffusion language model.
+
+    >>> import crocodil
+    >>> registers = crocodil.encode("def double(x):\\n    return 2 * x\\n")
+    >>> crocodil.decode(registers)[0]
+    'def double(x):\\n    return 2 * x\\n'
+
+The functions here use the bundled nano model unless another is given; `crocodil.load` gives one to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from crocodil.errors import CrocodilError
+
+if TYPE_CHECKING:
+    from crocodil.model import Model
+    from crocodil.registers.registers import Registers
+
+__version__ = "0.1.0"
+__all__ = ["CrocodilError", "Model", "Registers", "autoencode", "decode", "encode", "interpolate", "load"]
+
+
+def load(path_or_repo: str = "bundled", device: str | None = None) -> Model:
+    """Load a model: the bundled one, a folder, or a hub id. See `crocodil.model.load`."""
+    from crocodil.model import load
+
+    return load(path_or_repo, device)
+
+
+@lru_cache(maxsize=1)
+def _default() -> Model:
+    return load()
+
+
+def encode(
+    texts: str | Sequence[str],
+    k: int | None = None,
+    *,
+    truncate: bool = False,
+    split: bool = False,
+    model: Model | None = None,
+) -> Registers:
+    """Write texts into registers, (windows, k, D), each of norm √D. See `Model.encode`."""
+    return (model or _default()).encode(texts, k, truncate=truncate, split=split)
+
+
+def decode(registers: Registers, *, model: Model | None = None, **decoding: Any) -> list[str]:
+    """Write registers back into text; options nfe, block_size, length, temperature, …: see `Model.write`."""
+    return (model or _default()).decode(registers, **decoding)
+
+
+def autoencode(
+    texts: str | Sequence[str],
+    k: int | None = None,
+    *,
+    truncate: bool = False,
+    model: Model | None = None,
+    **decoding: Any,
+) -> list[str]:
+    """Encode and decode (CRoCoDiL Alg. 6); long texts go window by window. See `Model.autoencode`."""
+    return (model or _default()).autoencode(texts, k, truncate=truncate, **decoding)
+
+
+def interpolate(
+    a: str,
+    b: str,
+    alphas: Iterable[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+    k: int | None = None,
+    *,
+    model: Model | None = None,
+    **decoding: Any,
+) -> list[str]:
+    """Texts on the way from a to b in register space (App. D, Fig. 8). See `Model.interpolate`."""
+    return (model or _default()).interpolate(a, b, alphas, k, **decoding)
+
+
+def __getattr__(name: str) -> Any:
+    # torch is imported with the first thing that needs it, so that `crocodil --help` does not wait for it
+    if name == "Model":
+        from crocodil.model import Model
+
+        return Model
+    if name == "Registers":
+        from crocodil.registers.registers import Registers
+
+        return Registers
+    raise AttributeError(f"module 'crocodil' has no attribute {name!r}")

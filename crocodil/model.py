@@ -1,0 +1,264 @@
+"""A loaded model: texts to registers and back.
+
+Shape letters: B texts, W windows of all texts together, N window length, K registers, D register width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from crocodil.attention import Segments
+from crocodil.autoencoder import Autoencoder
+from crocodil.bundle import load_autoencoder, read_index, resolve
+from crocodil.errors import CrocodilError
+from crocodil.registers.registers import Registers
+from crocodil.sampler.demask import Step, demask
+from crocodil.text.vocabulary import Vocabulary
+from crocodil.text.windows import split_text
+
+NFE = 16
+ROW_TOKENS = 8192
+"""Packed tokens that the encoder reads at a time, and text positions that the demasker writes at a time."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """One decoded text and what it took."""
+
+    text: str
+    nfe: int
+    """Evaluations of the demasker for each window."""
+
+
+class Model:
+    """Encoder, demasker and vocabulary that belong together. `load` makes one.
+
+    Args:
+        window: longest window in tokens that the model was trained with; a text, BOS and EOS must fit in it.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, vocabulary: Vocabulary, window: int, name: str = "model") -> None:
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.vocabulary = vocabulary
+        self.window = window
+        self.name = name
+
+    @property
+    def K(self) -> int:
+        """Registers a window at most."""
+        return self.autoencoder.encoder.K
+
+    @property
+    def D(self) -> int:
+        """Width of a register."""
+        return self.autoencoder.encoder.D
+
+    @property
+    def device(self) -> torch.device:
+        return self.autoencoder.demasker.boundaries.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over every weight of the encoder and the vocabulary: whose registers these are."""
+        digest = hashlib.blake2b(self.vocabulary.fingerprint.encode(), digest_size=8)
+        for name, tensor in sorted(self.autoencoder.encoder.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def encode(
+        self, texts: str | Sequence[str], k: int | None = None, *, truncate: bool = False, split: bool = False
+    ) -> Registers:
+        """Write texts into registers.
+
+        Args:
+            texts: one text or several.
+            k: registers of each window, 1 … K; K if left out. Fewer are the first of more.
+            truncate: cut a text that is longer than the window.
+            split: encode a text that is longer than the window piece by piece.
+
+        Returns:
+            Registers (W, k, D) of norm √D.
+
+        Raises:
+            CrocodilError: not a text, lone surrogates, k out of range, or a text that does not fit.
+        """
+        k = self.K if k is None else k
+        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= self.K:
+            raise CrocodilError(f"k must be a whole number between 1 and {self.K}, the registers of this model, not {k!r}")
+        if truncate and split:
+            raise CrocodilError("truncate cuts a long text, split encodes all of it in pieces: choose one")
+        pieces = [self._pieces(text, truncate, split) for text in _several(texts)]
+        flat = [ids for text in pieces for ids in text]
+        out = torch.empty(len(flat), k, self.D)
+        for row in _rows([len(ids) + k for ids in flat], ROW_TOKENS):
+            ids_T = torch.tensor([i for w in row for i in flat[w]], dtype=torch.long, device=self.device)
+            segments = Segments.of([len(flat[w]) for w in row], self.device)
+            z = self.autoencoder.encoder(ids_T, segments, [k] * len(row))
+            out[row] = z.float().cpu().unflatten(0, (len(row), k))
+        return Registers(out, tuple(map(len, pieces)), self.fingerprint)
+
+    def decode(
+        self,
+        registers: Registers,
+        *,
+        nfe: int = NFE,
+        block_size: int | None = None,
+        length: int | None = None,
+        temperature: float = 0.0,
+        remasking: str = "low_confidence",
+        renoise: bool = False,
+        seed: int = 0,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> list[str]:
+        """Write registers back into text (Alg. 6); arguments as in `write`."""
+        written = self.write(
+            registers, nfe=nfe, block_size=block_size, length=length, temperature=temperature,
+            remasking=remasking, renoise=renoise, seed=seed, on_step=on_step,
+        )  # fmt: skip
+        return [w.text for w in written]
+
+    @torch.no_grad()
+    def write(
+        self,
+        registers: Registers,
+        *,
+        nfe: int = NFE,
+        block_size: int | None = None,
+        length: int | None = None,
+        temperature: float = 0.0,
+        remasking: str = "low_confidence",
+        renoise: bool = False,
+        seed: int = 0,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> list[Written]:
+        """Decode, and say how many evaluations of the demasker it took.
+
+        Args:
+            registers: of this model's encoder, with any number k ≤ K of registers.
+            nfe: demasker evaluations for each window, over all its blocks.
+            block_size: positions written before the next block begins; the whole window if left out.
+            length: positions of a window, N; the model's window if left out. Text ends at the first EOS.
+            temperature: 0 takes the likeliest token, more draws.
+            remasking: `low_confidence` reveals the surest tokens first, `random` any.
+            renoise: mask the whole estimate anew at every step, as Alg. 6 is printed.
+            seed: of the draws; each window has its own stream, so neighbours do not matter.
+            on_step: called after every step of every batch of windows.
+
+        Raises:
+            CrocodilError: registers of another encoder, NaN, or arguments out of range; before anything is computed.
+        """
+        values = self._check(registers)
+        longest = self.autoencoder.demasker.llada.config.max_sequence_length
+        length = self.window if length is None else length
+        if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= longest:
+            raise CrocodilError(f"length must be a whole number between 1 and {longest}, not {length!r}")
+        pieces: list[str] = []
+        calls = 0
+        for start in range(0, len(values), max(1, ROW_TOKENS // length)):
+            z_BKD = values[start : start + max(1, ROW_TOKENS // length)].to(self.device)
+            predict = lambda ids, rows, z=z_BKD: self.autoencoder.demasker.logits(ids, rows, z)  # noqa: E731
+            result = demask(
+                predict,
+                torch.full((len(z_BKD), length), self.vocabulary.mask_id, device=self.device),
+                self.vocabulary.mask_id,
+                nfe=nfe,
+                block_size=block_size,
+                temperature=temperature,
+                remasking=remasking,  # type: ignore[arg-type]
+                renoise=renoise,
+                generator=[
+                    torch.Generator().manual_seed((seed * 1_000_003 + start + i) % 2**63) for i in range(len(z_BKD))
+                ],
+                on_step=on_step,
+            )
+            calls = result.nfe
+            pieces += [self.vocabulary.decode(ids) for ids in result.ids.tolist()]
+        texts, at = [], 0
+        for windows in registers.windows:
+            texts.append(Written("".join(pieces[at : at + windows]), calls))
+            at += windows
+        return texts
+
+    def autoencode(
+        self, texts: str | Sequence[str], k: int | None = None, *, truncate: bool = False, **decoding: object
+    ) -> list[str]:
+        """Encode and decode; a text longer than the window goes piece by piece, or is cut with `truncate`."""
+        return self.decode(self.encode(texts, k, truncate=truncate, split=not truncate), **decoding)  # type: ignore[arg-type]
+
+    def interpolate(
+        self, a: str, b: str, alphas: Iterable[float] = (0.0, 0.25, 0.5, 0.75, 1.0), k: int | None = None, **decoding: object
+    ) -> list[str]:
+        """Texts on the way from a to b: registers mixed, renormalised, decoded (App. D, Fig. 8)."""
+        first, second = self.encode(a, k), self.encode(b, k)
+        return [self.decode(first.mix(second, float(alpha)), **decoding)[0] for alpha in alphas]  # type: ignore[arg-type]
+
+    def _pieces(self, text: str, truncate: bool, split: bool) -> list[list[int]]:
+        """Ids of the windows of one text."""
+        if split:
+            return split_text(text, self.vocabulary, self.window)
+        fits = self.window - 2
+        ids = self.vocabulary.encode(text, limit=fits + 1)
+        if len(ids) > fits and not truncate:
+            raise CrocodilError(
+                f"a text of {len(text):,} characters is longer than the window of {self.window} tokens ({fits} of text); "
+                "pass truncate=True to cut it or split=True to encode it in pieces"
+            )
+        return [ids[:fits]]
+
+    def _check(self, registers: Registers) -> torch.Tensor:
+        if not isinstance(registers, Registers):
+            raise CrocodilError(f"decode wants Registers, as encode gives them, not {type(registers).__name__}")
+        if registers.encoder != self.fingerprint:
+            raise CrocodilError(
+                f"these registers were written by another encoder ({registers.encoder}) than this model's "
+                f"({self.fingerprint}); decode them with the model that encoded them"
+            )
+        if registers.D != self.D:
+            raise CrocodilError(f"registers have width {registers.D}, this model's are {self.D} wide")
+        if not 1 <= registers.k <= self.K:
+            raise CrocodilError(f"registers have k = {registers.k}, this model takes 1 to {self.K}")
+        return registers.values_WKD.float()
+
+
+def load(path_or_repo: str | Path = "bundled", device: str | torch.device | None = None) -> Model:
+    """Load a model: `bundled` (the nano model that comes with the package), a folder, or a hub id.
+
+    Args:
+        device: a GPU where there is one, if left out.
+
+    Raises:
+        CrocodilError: the model is missing, damaged, or its parts do not belong together.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = resolve(path_or_repo)
+    autoencoder, vocabulary = load_autoencoder(folder, device=device)
+    return Model(autoencoder, vocabulary, read_index(folder).window, str(path_or_repo))
+
+
+def _several(texts: str | Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        raise CrocodilError(f"texts must be a string or a list of strings, not {type(texts).__name__}")
+    return list(texts)
+
+
+def _rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Texts of like length together, at most `capacity` tokens a row (more only where one text alone has more)."""
+    rows: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if not rows or lengths[index] > room:
+            rows.append([])
+            room = capacity
+        rows[-1].append(index)
+        room -= lengths[index]
+    return rows

@@ -1,0 +1,137 @@
+"""Registers as a value: texts written into K ordered vectors, to slice, mix, save and load.
+
+Shape letters: B texts, W windows of all texts together, K registers, D register width.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from crocodil.errors import CrocodilError
+from crocodil.registers.geometry import mix, normalise
+
+FORMAT = "crocodil-registers-1"
+
+
+@dataclass(frozen=True)
+class Registers:
+    """The registers of B texts. A text longer than the model's window has several windows, one after another.
+
+    Registers are ordered: the first ones carry most, so `registers.first(8)` is a coarser description of the same
+    texts. They belong to the encoder that wrote them; another model's decoder refuses them.
+    """
+
+    values_WKD: torch.Tensor
+    """(W, K, D) float32, each register of norm √D."""
+    windows: tuple[int, ...]
+    """Windows of each of the B texts; they sum to W."""
+    encoder: str
+    """Fingerprint of the encoder."""
+
+    def __post_init__(self) -> None:
+        values = self.values_WKD
+        if not isinstance(values, torch.Tensor) or values.ndim != 3:
+            shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+            raise CrocodilError(f"registers must be a tensor of shape (windows, K, D), not {shape}")
+        if sum(self.windows) != len(values) or min(self.windows, default=1) < 1:
+            raise CrocodilError(
+                f"registers hold {len(values)} windows, the texts name {self.windows}; every window belongs to one text"
+            )
+        if not values.is_floating_point():
+            raise CrocodilError(f"registers must be floating point, not {values.dtype}")
+        if not torch.isfinite(values).all():
+            raise CrocodilError("registers contain NaN or infinity; encode the text again or mend what changed them")
+
+    def __len__(self) -> int:
+        """B, the number of texts."""
+        return len(self.windows)
+
+    def __getitem__(self, texts: int | slice) -> Registers:
+        """Some of the texts: `registers[0]`, `registers[2:5]`."""
+        chosen = range(len(self))[texts if isinstance(texts, slice) else slice(texts, (texts + 1) or None)]
+        if isinstance(texts, int) and len(chosen) != 1:
+            raise IndexError(f"text {texts} of {len(self)}")
+        starts = [sum(self.windows[:i]) for i in range(len(self) + 1)]
+        rows = [row for i in chosen for row in range(starts[i], starts[i + 1])]
+        return replace(self, values_WKD=self.values_WKD[rows], windows=tuple(self.windows[i] for i in chosen))
+
+    @property
+    def k(self) -> int:
+        """Registers of a window."""
+        return self.values_WKD.shape[1]
+
+    @property
+    def D(self) -> int:
+        """Width of a register."""
+        return self.values_WKD.shape[2]
+
+    def first(self, k: int) -> Registers:
+        """Only the first k registers of every window, 1 ≤ k ≤ K."""
+        if not 1 <= k <= self.k:
+            raise CrocodilError(f"k must be between 1 and the {self.k} registers at hand, not {k}")
+        return replace(self, values_WKD=self.values_WKD[:, :k])
+
+    def normalised(self) -> Registers:
+        """Every register brought (back) to norm √D."""
+        if bool((self.values_WKD.norm(dim=-1) == 0).any()):
+            raise CrocodilError("a register of norm 0 has no direction and cannot be normalised")
+        return replace(self, values_WKD=normalise(self.values_WKD))
+
+    def mix(self, other: Registers, alpha: float) -> Registers:
+        """(1 − α) self + α other, register by register, renormalised (App. D, Fig. 8)."""
+        if self.encoder != other.encoder:
+            raise CrocodilError("registers of two encoders cannot be mixed; encode both texts with one model")
+        if self.values_WKD.shape != other.values_WKD.shape or self.windows != other.windows:
+            raise CrocodilError(
+                f"registers of shapes {tuple(self.values_WKD.shape)} and {tuple(other.values_WKD.shape)} cannot be "
+                "mixed; take texts with as many windows and as many registers"
+            )
+        return replace(self, values_WKD=mix(self.values_WKD, other.values_WKD, alpha))
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, atomically."""
+        from safetensors.torch import save
+
+        about = {"format": FORMAT, "encoder": self.encoder, "windows": json.dumps(self.windows)}
+        target = Path(path)
+        data = save({"values": self.values_WKD.detach().cpu().contiguous()}, metadata=about)
+        handle, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+            os.replace(beside, target)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+
+    @staticmethod
+    def load(path: str | Path) -> Registers:
+        """Read what `save` wrote."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                about = file.metadata() or {}
+                if about.get("format") != FORMAT or list(file.keys()) != ["values"]:
+                    raise CrocodilError(f"{path} holds no crocodil registers; give a file that Registers.save wrote")
+                return Registers(file.get_tensor("values"), tuple(json.loads(about["windows"])), about["encoder"])
+        except (OSError, SafetensorError, KeyError, json.JSONDecodeError, TypeError) as error:
+            raise CrocodilError(f"{path} cannot be read as registers ({error}); save them again") from None
+
+
+def concatenate(parts: Sequence[Registers]) -> Registers:
+    """Texts of several records in one, in order; all from one encoder with as many registers."""
+    if not parts:
+        raise CrocodilError("no registers to concatenate")
+    if len({(p.encoder, p.k, p.D) for p in parts}) > 1:
+        raise CrocodilError("registers of different encoders, numbers or widths cannot be put together")
+    return Registers(
+        torch.cat([p.values_WKD for p in parts]), tuple(w for p in parts for w in p.windows), parts[0].encoder
+    )

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Train on several machines under Slurm. Submit from the root of the repository, which every node must see:
+#
+#   sbatch --nodes=4 launch/slurm.sh
+#   sbatch --nodes=4 --partition=NAME --time=24:00:00 launch/slurm.sh --resume
+#
+# Everything after the script's name goes to the recipe. What differs from site to site (partition, account, time,
+# modules) belongs on the sbatch line or in the variables here.
+#SBATCH --job-name=crocodil
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --output=%x-%j.log
+# Five minutes before the time is up the recipe is told to save and stop; --resume goes on from there.
+#SBATCH --signal=TERM@300
+set -euo pipefail
+
+RECIPE=${RECIPE:-recipes/train_demasker.py}
+CONFIG=${CONFIG:-recipes/configs/llada-8b.yaml}
+LAUNCH=${LAUNCH:-launch/zero3.yaml}
+VENV=${VENV:-.venv}
+GPUS_PER_NODE=${GPUS_PER_NODE:-8}
+PORT=${PORT:-$((20000 + SLURM_JOB_ID % 10000))}
+
+HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+PATH="$PWD/$VENV/bin:$PATH"
+export HEAD PATH
+
+# One launcher per node starts that node's processes; SLURM_NODEID is known only inside srun, hence the inner shell.
+srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch \
+    --config_file "$0" --num_machines "$SLURM_NNODES" --num_processes "$1" --machine_rank "$SLURM_NODEID" \
+    --main_process_ip "$HEAD" --main_process_port "$2" "${@:3}"' \
+    "$LAUNCH" "$((SLURM_NNODES * GPUS_PER_NODE))" "$PORT" "$RECIPE" --config "$CONFIG" "$@"

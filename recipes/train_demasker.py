@@ -1,0 +1,277 @@
+"""Train encoder and guided demasker together (CRoCoDiL Alg. 1, App. C): first the encoder, then everything.
+
+    accelerate launch recipes/train_demasker.py --config recipes/configs/nano.yaml
+
+Ctrl-C saves a checkpoint; the same command with --resume goes on from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from crocodil.autoencoder import Autoencoder, Corruption, corrupt
+from crocodil.bundle import load_autoencoder, open_demasker, save_autoencoder
+from crocodil.demasker.guided import GuideConfig, GuidedDemasker, Layout
+from crocodil.demasker.loss import Losses
+from crocodil.demasker.masking import MaskingConfig
+from crocodil.metrics.cost import demasker_flops, encoder_flops
+from crocodil.metrics.likelihood import score_levels
+from crocodil.registers.encoder import Scale, fresh_encoder
+from crocodil.registers.geometry import NestedDropout, RegisterNoise
+from crocodil.text.data import DataConfig, load_split, tokenised
+from crocodil.text.vocabulary import Vocabulary
+from crocodil.text.windows import Sample, Windows, pack
+from crocodil.training.accelerators import accelerator
+from crocodil.training.checkpoints import checkpoint_name, latest, prune, publishing
+from crocodil.training.config import parse_arguments, save_config
+from crocodil.training.deal import deal
+from crocodil.training.engine import Engine
+from crocodil.training.log import MetricsLog, Progress
+from crocodil.training.optimisation import OptimiserConfig
+from crocodil.training.randomness import generator
+from crocodil.training.ranks import gather
+from crocodil.training.run_lock import run_lock
+from crocodil.training.signals import StopRequest
+from crocodil.training.throughput import Throughput, peak_flops
+
+VALIDATION_LEVELS = (0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Sizes of an encoder that is trained from scratch; a Qwen3 otherwise."""
+
+    hidden_size: int = 192
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 4
+    intermediate_size: int = 576
+    rope_theta: float = 1000.0
+
+
+@dataclass(frozen=True)
+class DemaskerRecipe:
+    """Everything that says what is trained. Where it runs is said in launch/."""
+
+    run: str = "runs/demasker"
+    """Folder of checkpoints, metrics and the export."""
+    demasker: str = "runs/base/export"
+    """The unguided demasker: an export of train_base.py, or a LLaDA checkpoint folder with its tokenizer."""
+    encoder: str | None = None
+    """A Qwen3-Embedding folder or hub id; its table is re-embedded for the demasker's vocabulary. Without it an
+    encoder of `encoder_shape` is trained from scratch."""
+    start: str | None = None
+    """A trained model to go on from (weights only), `bundled` for the shipped one; replaces the three above."""
+    encoder_shape: EncoderShape = field(default_factory=EncoderShape)
+    K: int = 128
+    """Registers, a power of two."""
+    layout: Layout = "anchored"
+    local_pairs: tuple[int, ...] | None = None
+    scale: Scale = "sqrt_d"
+    data: DataConfig = field(default_factory=DataConfig)
+    corruption: Corruption = field(default_factory=Corruption)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    encoder_steps: int = 4000
+    """Optimiser steps of the first stage, in which LLaDA's own weights are frozen."""
+    steps: int = 70_000
+    """Optimiser steps of all stages; 3 epochs of 12 M programs at 512 a step."""
+    batch_size: int = 512
+    """Texts of a global batch, over all ranks and micro-batches."""
+    row_tokens: int = 16384
+    """Window tokens of a micro-batch: whole texts are packed into rows of at most this many."""
+    ema: float = 0.0
+    precision: str = "no"
+    """`bf16` on GPUs that have it, `no` for float32."""
+    recompute: bool = False
+    """Activation checkpointing, block by block."""
+    export_dtype: str = "bfloat16"
+    seed: int = 0
+    log_every: int = 20
+    validate_every: int = 500
+    validation_texts: int = 64
+    save_every: int = 500
+    keep: int = 2
+    tracker: str | None = None
+    """`tensorboard` or `wandb`, through accelerate; metrics.jsonl is always written."""
+
+
+def main() -> None:
+    arguments = parse_arguments(DemaskerRecipe, None, __doc__ or "")
+    config = arguments.config
+    ranks = accelerator(config.run, config.precision, config.tracker)
+    with run_lock(Path(config.run)):
+        train(config, Path(config.run), ranks, arguments.resume)
+
+
+def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:
+    torch.manual_seed(config.seed)
+
+    # Model and texts.
+    module, vocabulary = build(config)
+    llada, K, D = module.demasker.llada, module.encoder.K, module.encoder.D
+    llada.recompute = config.recompute
+    parts = load_split(config.data)
+    windows, held_out = (
+        Windows(
+            tokenised(documents, vocabulary, config.data.cache),
+            config.data.lengths,
+            config.seed,
+            config.data.short_fraction,
+        )
+        for documents in (parts.train, parts.held_out)
+    )
+    del parts
+    validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]
+    steps_per_epoch = len(windows) // config.batch_size
+
+    # Where to go on.
+    checkpoint = None if resume is None else latest(run) if resume == "newest" else Path(resume)
+    step, trained_stage = (0, -1) if checkpoint is None else Engine.where(checkpoint)
+    if ranks.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        save_config(config, run / "config.yaml")
+    if config.tracker:
+        ranks.init_trackers("crocodil", config=asdict(config))
+    log = MetricsLog(run, step)
+    peak = peak_flops(ranks.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    throughput = Throughput(peak * ranks.num_processes)
+
+    with StopRequest() as stop, Progress(config.steps, step) as progress:
+        progress.say(f"{len(windows):,} training windows, {len(held_out):,} held out, from step {step}")
+        for stage, (until, trainable) in enumerate(
+            [
+                (min(config.encoder_steps, config.steps), lambda name: not name.startswith("demasker.llada.")),
+                (config.steps, lambda name: True),
+            ]
+        ):
+            if step >= until:
+                continue
+            # A stage is entered from a checkpoint, with an engine of its own (DESIGN: re-entry, not surgery).
+            engine = Engine(ranks, module, config.optimiser, config.steps, trainable, config.ema)
+            if checkpoint is not None:
+                engine.load(checkpoint, stage_changed=stage != trained_stage)
+            order, order_epoch = windows.order(step // steps_per_epoch), step // steps_per_epoch
+
+            while step < until:
+                # 1. The texts of this step, the same whatever the ranks: a pure function of (seed, step).
+                epoch, batch = divmod(step, steps_per_epoch)
+                if epoch != order_epoch:
+                    order, order_epoch = windows.order(epoch), epoch
+                chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
+                samples = [windows.sample(int(i), epoch) for i in chosen]
+                rows = deal(pack([s.length for s in samples], config.row_tokens), ranks.num_processes)
+
+                # 2. Corrupt this rank's share (t, mask, k, noise), forward, backward.
+                draw = partial(generator, config.seed, epoch)
+                batches = [
+                    corrupt([samples[i] for i in row], vocabulary, draw, config.corruption, K, D)
+                    for row in rows[ranks.process_index]
+                ]
+                loss = torch.zeros(2, device=ranks.device)
+                for losses in engine.accumulate(batches, config.batch_size):
+                    loss += torch.stack([losses.total.detach(), losses.accuracy_B.sum()]) / config.batch_size
+
+                # 3. Step.
+                norm = engine.update(step)
+                step += 1
+                tokens, flops = cost(module, batches)
+                tokens, flops, *loss = ranks.reduce(
+                    torch.tensor([tokens, flops, *loss.tolist()], dtype=torch.float64), "sum"
+                ).tolist()
+                throughput.add(int(tokens), flops)
+
+                # 4. Tell.
+                if step % config.log_every == 0 or step == until:
+                    interval = throughput.interval()
+                    values = {"loss": loss[0], "top1": loss[1], "grad_norm": norm, "lr": engine.rate}
+                    speed = {"tokens_per_second": interval.tokens_per_second, "mfu": interval.mfu}
+                    log.write(step, {"stage": stage, **values, **speed})
+                    progress.report(step, values, interval)
+                    if config.tracker:
+                        ranks.log({**values, **speed}, step=step)
+
+                # 5. Validate by masking level.
+                if step % config.validate_every == 0 or step == config.steps:
+                    with throughput.paused(), engine.averaged() as averaged:
+                        values = validate(averaged, validation, vocabulary, config)
+                    log.write(step, values)
+                    progress.say("  ".join(f"{name} {value:.3f}" for name, value in values.items()))
+
+                # 6. Save.
+                asked = any(gather(stop.requested))
+                if step % config.save_every == 0 or step == until or asked:
+                    with throughput.paused(), publishing(run, checkpoint_name(step)) as directory:
+                        engine.save(directory, step, stage)
+                    prune(run, config.keep)
+                    checkpoint, trained_stage = run / checkpoint_name(step), stage
+                if asked:
+                    progress.say(f"stopped after step {step}; the same command with --resume goes on")
+                    return
+            if step < config.steps:
+                engine.close()
+
+        with engine.averaged() as averaged, publishing(run, "export") as directory:
+            if ranks.is_main_process:
+                save_autoencoder(
+                    directory,
+                    averaged,
+                    vocabulary,
+                    window=max(config.data.lengths),
+                    dtype=getattr(torch, config.export_dtype),
+                    trained={"recipe": "train_demasker", "steps": step, "config": asdict(config)},
+                )
+        progress.say(f"exported to {run / 'export'}")
+
+
+def build(config: DemaskerRecipe) -> tuple[Autoencoder, Vocabulary]:
+    """Encoder and demasker, released, trained before, or new."""
+    if config.start is not None:
+        return load_autoencoder(config.start, noise=config.corruption.register_noise)
+    llada, vocabulary = open_demasker(config.demasker)
+    if config.encoder is not None:
+        encoder = open_encoder(config.encoder, vocabulary, config.K, config.scale)
+    else:
+        encoder = fresh_encoder(vocabulary.size, config.K, vocabulary.eos_id, config.scale, **asdict(config.encoder_shape))
+    guide = GuideConfig(config.K, encoder.D, config.layout, config.local_pairs)
+    return Autoencoder(encoder, GuidedDemasker(llada, guide).initialise(), config.corruption.register_noise), vocabulary
+
+
+def cost(module: Autoencoder, batches: list) -> tuple[int, float]:
+    """Window tokens, and FLOPs of forward and backward (three forwards), of these micro-batches."""
+    tokens, flops = 0, 0.0
+    for batch in batches:
+        lengths = batch.texts.segments.lengths
+        prefixes = [k + 2 if k else 0 for k in batch.k]
+        tokens += sum(lengths)
+        flops += demasker_flops(module.demasker.llada.config, lengths, prefixes, int(batch.texts.is_masked_T.sum()))
+        flops += encoder_flops(module.encoder.backbone.config, batch.clean.lengths, [max(k, 1) for k in batch.k])
+    return tokens, 3 * flops
+
+
+def validate(
+    module: Autoencoder, samples: list[Sample], vocabulary: Vocabulary, config: DemaskerRecipe
+) -> dict[str, float]:
+    """Cross-entropy and top-1 on held-out texts by masking level, unguided and guided, by draws that never change."""
+    device = next(module.parameters()).device
+    draw = partial(generator, config.seed, 0)
+    batches = [samples[i : i + 16] for i in range(0, len(samples), 16)]
+
+    def losses_at(t: float, k: int) -> list[Losses]:
+        level = Corruption(MaskingConfig(float(t == 1), t, t), NestedDropout("off"), RegisterNoise(cosine=1.0))
+        drawn = [corrupt(part, vocabulary, draw, level, module.encoder.K, module.encoder.D) for part in batches]
+        return [module(replace(b, k=(k,) * len(b.k)).to(device)) for b in drawn]
+
+    values = {}
+    for score in score_levels(losses_at, VALIDATION_LEVELS, [0, module.encoder.K]):
+        values[f"cross_entropy@t={score.t},k={score.k}"] = score.cross_entropy
+        values[f"top1@t={score.t},k={score.k}"] = score.top1
+    return values
+
+
+if __name__ == "__main__":
+    main()

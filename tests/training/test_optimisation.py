@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from crocodil.errors import CrocodilError
+from crocodil.training.optimisation import (
+    Ema,
+    OptimiserConfig,
+    build_optimiser,
+    carry_moments,
+    learning_rate,
+    parameter_groups,
+)
+from crocodil.training.state import load_optimiser, optimiser_tensors
+
+
+def tiny() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, times: int = 1, seed: int = 1) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    for _ in range(times):
+        optimizer.zero_grad()
+        model(torch.randn(5, 3, generator=draws)).square().mean().backward()
+        optimizer.step()
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    model = tiny()
+    model[2].requires_grad_(False)
+    decayed, kept = parameter_groups(model.named_parameters(), 0.1)
+    assert [p.ndim for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.1
+    assert [p.ndim for p in kept["params"]] == [1, 1, 1] and kept["weight_decay"] == 0.0
+    with pytest.raises(CrocodilError, match="every parameter of this stage is frozen"):
+        build_optimiser(model.requires_grad_(False).named_parameters(), OptimiserConfig())
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_schedule_limits(schedule: str) -> None:
+    config = OptimiserConfig(warmup_steps=4, schedule=schedule, min_ratio=0.2)  # type: ignore[arg-type]
+    factors = [learning_rate(n, config, 20) for n in range(25)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4] == 1.0
+    assert all(a >= b for a, b in zip(factors[4:], factors[5:], strict=False))
+    assert factors[20] == factors[24] == pytest.approx(1.0 if schedule == "constant" else 0.2)
+    assert learning_rate(12, config, 20) == pytest.approx(1.0 if schedule == "constant" else 0.6)
+
+
+def test_no_warmup_starts_at_the_peak() -> None:
+    assert learning_rate(0, OptimiserConfig(schedule="cosine"), 10) == 1.0
+    assert learning_rate(0, OptimiserConfig(schedule="linear", warmup_steps=5), 3) == 0.2
+
+
+def test_moments_carried_by_name_give_a_bit_equal_step() -> None:
+    straight, resumed = tiny(), tiny()
+    optimizer = build_optimiser(straight.named_parameters(), OptimiserConfig(lr=0.01))
+    step(straight, optimizer, 3)
+    saved = optimiser_tensors(optimizer, straight.named_parameters())
+    saved = {key: tensor.clone() for key, tensor in saved.items()}
+    resumed.load_state_dict(straight.state_dict())
+    fresh = build_optimiser(reversed(list(resumed.named_parameters())), OptimiserConfig(lr=0.01))
+    load_optimiser(fresh, saved, resumed.named_parameters())
+    step(straight, optimizer, 2, seed=7)
+    step(resumed, fresh, 2, seed=7)
+    assert same(weights(straight), weights(resumed))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_moments_pass_between_fused_and_plain(fused: bool) -> None:
+    model = tiny()
+    source = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
+    step(model, source)
+    target = torch.optim.AdamW(model.parameters(), lr=0.01, fused=not fused)
+    load_optimiser(target, optimiser_tensors(source, model.named_parameters()), model.named_parameters())
+    step(model, target)
+    assert all(state["step"].item() == 2 for state in target.state.values())
+
+
+def test_stage_boundary_carries_the_old_and_starts_the_new() -> None:
+    model = tiny()
+    model[2].requires_grad_(False)
+    frozen = weights(model[2])
+    first = build_optimiser(model.named_parameters(), OptimiserConfig(lr=0.01))
+    step(model, first, 3)
+    assert same(frozen, weights(model[2]))
+    old = optimiser_tensors(first, model.named_parameters())
+    assert not any("2." in key for key in old)
+    model.requires_grad_(True)
+    second = build_optimiser(model.named_parameters(), OptimiserConfig(lr=0.01))
+    carried = carry_moments(old, second, model.named_parameters())
+    assert carried == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    step(model, second)
+    counts = {name: int(second.state[p]["step"]) for name, p in model.named_parameters()}
+    assert counts == {**dict.fromkeys(carried, 4), "2.weight": 1, "2.bias": 1}
+    assert not same(frozen, weights(model[2]))
+
+
+def test_moments_of_another_model_are_refused() -> None:
+    model = tiny()
+    optimizer = build_optimiser(model.named_parameters(), OptimiserConfig())
+    step(model, optimizer)
+    saved = optimiser_tensors(optimizer, model.named_parameters())
+    other = nn.Sequential(nn.Linear(3, 5))
+    target = build_optimiser(other.named_parameters(), OptimiserConfig())
+    with pytest.raises(CrocodilError, match=r"exp_avg/0\.weight has shape \(4, 3\)"):
+        carry_moments(saved, target, other.named_parameters())
+    smaller = nn.Sequential(nn.Linear(3, 4))
+    target = build_optimiser(smaller.named_parameters(), OptimiserConfig())
+    with pytest.raises(CrocodilError, match=r"optimiser state of '1\.bias'"):
+        load_optimiser(target, saved, smaller.named_parameters())
+
+
+def test_ema_is_the_average_of_the_formula() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(0.0)
+    ema = Ema(model.named_parameters(), decay=0.15)
+    expected = 0.0
+    for n in range(4):
+        with torch.no_grad():
+            model.weight.fill_(n + 1.0)
+        ema.update(model.named_parameters())
+        decay = min(0.15, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * (n + 1.0)
+    assert ema.state_dict()["average/weight"].item() == pytest.approx(expected)
+
+
+def test_ema_swap_restores_after_an_exception() -> None:
+    model = tiny().to(torch.bfloat16)
+    ema = Ema(model.named_parameters(), decay=0.9)
+    initial = weights(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    trained = weights(model)
+    with pytest.raises(RuntimeError, match="evaluation"):
+        with ema.swap(model):
+            assert same(weights(model), initial)
+            raise RuntimeError("evaluation")
+    assert same(weights(model), trained)
+    assert all(tensor.dtype == torch.float32 for tensor in list(ema.state_dict().values())[:-1])
+
+
+def test_ema_state_round_trip_and_refusal() -> None:
+    model = tiny()
+    ema = Ema(model.named_parameters(), decay=0.9)
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    ema.update(model.named_parameters())
+    other = Ema(tiny().named_parameters(), decay=0.9)
+    other.load_state_dict(ema.state_dict())
+    for average in (ema, other):
+        average.update(model.named_parameters())
+    assert same(ema.state_dict(), other.state_dict())
+    with pytest.raises(CrocodilError, match="another model"):
+        other.load_state_dict(Ema(nn.Linear(1, 1).named_parameters(), 0.9).state_dict())
+    with pytest.raises(CrocodilError, match="unwrapped"):
+        with other.swap(nn.ModuleDict({"module": model})):
+            pass
+    with pytest.raises(CrocodilError, match="decay"):
+        Ema(model.named_parameters(), 1.0)
