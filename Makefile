@@ -25,8 +25,9 @@ help: ## list the targets
 
 # --- set-up: two stamps, so that using the model does not wait for the tools of its developers ---
 
-# One dot a package, a line for each big one; the whole of pip's own account is in pip.log.
-PIP_PROGRESS = awk '/^ *Downloading .*([0-9][0-9.]+ MB|GB)/ {printf "\n  %s %s ", $$2, $$3 $$4} \
+# A dot for each package, a line for each big one; pip's own account is in pip.log.
+PIP_PROGRESS = awk '/^ *Downloading .*\([0-9][0-9]+\.[0-9] [MG]B\)/ {split($$2, file, "-"); \
+		printf "\n  %s %s %s%s ", file[1], file[2], $$3, $$4} \
 	/^(Collecting|Requirement already)/ {printf "."} \
 	/^Installing collected/ {printf "\n  unpacking %d packages\n", NF - 3} {fflush()}'
 

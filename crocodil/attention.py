@@ -93,8 +93,10 @@ def attend(
         visible: only for an ordinary batch: (B, 1, N, N) bool, True where a query may look.
 
     Returns:
-        The shape of q.
+        The shape of q, the dtype of v.
     """
+    # under autocast a norm leaves queries and keys in float32 beside 16-bit values
+    q, k = q.to(v.dtype), k.to(v.dtype)
     if segments is None:
         return _dense(q, k, v, causal, visible)
     if len(set(segments.lengths)) == 1:

@@ -157,11 +157,11 @@ def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None)
                 for row in rows[ranks.process_index]
             ]
             loss = torch.zeros((), device=ranks.device)
-            for losses in engine.accumulate(batches, config.batch_size):
+            for losses in engine.accumulate(batches, config.batch_size, step):
                 loss += losses.total.detach() / config.batch_size
 
             # 3. Step.
-            norm = engine.update(step)
+            norm = engine.update()
             loss = float(ranks.reduce(loss, "sum"))
             scored = int(0.625 * sum(s.length for s in samples))
             throughput.add(
@@ -195,7 +195,7 @@ def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None)
             if asked:
                 progress.say(f"stopped after step {done}; the same command with --resume goes on")
                 return
-        with engine.averaged() as module, publishing(run, "export") as directory:
+        with engine.whole() as module, publishing(run, "export") as directory:
             if ranks.is_main_process:
                 save_unguided(directory, module.llada, vocabulary)
         progress.say(f"exported to {run / 'export'}")

@@ -23,6 +23,7 @@ from crocodil.metrics.cost import demasker_flops, encoder_flops
 from crocodil.metrics.likelihood import score_levels
 from crocodil.registers.encoder import Scale, fresh_encoder
 from crocodil.registers.geometry import NestedDropout, RegisterNoise
+from crocodil.registers.released import open_encoder
 from crocodil.text.data import DataConfig, load_split, tokenised
 from crocodil.text.vocabulary import Vocabulary
 from crocodil.text.windows import Sample, Windows, pack
@@ -143,16 +144,15 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
 
     with StopRequest() as stop, Progress(config.steps, step) as progress:
         progress.say(f"{len(windows):,} training windows, {len(held_out):,} held out, from step {step}")
-        for stage, (until, trainable) in enumerate(
-            [
-                (min(config.encoder_steps, config.steps), lambda name: not name.startswith("demasker.llada.")),
-                (config.steps, lambda name: True),
-            ]
-        ):
+        stages = [
+            (min(config.encoder_steps, config.steps), lambda name: family(name) == "guide"),
+            (config.steps, lambda name: True),
+        ]
+        for stage, (until, trainable) in enumerate(stages):
             if step >= until:
                 continue
             # A stage is entered from a checkpoint, with an engine of its own (DESIGN: re-entry, not surgery).
-            engine = Engine(ranks, module, config.optimiser, config.steps, trainable, config.ema)
+            engine = Engine(ranks, module, config.optimiser, config.steps, trainable, config.ema, family)
             if checkpoint is not None:
                 engine.load(checkpoint, stage_changed=stage != trained_stage)
             order, order_epoch = windows.order(step // steps_per_epoch), step // steps_per_epoch
@@ -173,11 +173,11 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
                     for row in rows[ranks.process_index]
                 ]
                 loss = torch.zeros(2, device=ranks.device)
-                for losses in engine.accumulate(batches, config.batch_size):
+                for losses in engine.accumulate(batches, config.batch_size, step):
                     loss += torch.stack([losses.total.detach(), losses.accuracy_B.sum()]) / config.batch_size
 
                 # 3. Step.
-                norm = engine.update(step)
+                norm = engine.update()
                 step += 1
                 tokens, flops = cost(module, batches)
                 tokens, flops, *loss = ranks.reduce(
@@ -215,7 +215,7 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
             if step < config.steps:
                 engine.close()
 
-        with engine.averaged() as averaged, publishing(run, "export") as directory:
+        with engine.whole() as averaged, publishing(run, "export") as directory:
             if ranks.is_main_process:
                 save_autoencoder(
                     directory,
@@ -226,6 +226,11 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
                     trained={"recipe": "train_demasker", "steps": step, "config": asdict(config)},
                 )
         progress.say(f"exported to {run / 'export'}")
+
+
+def family(name: str) -> str:
+    """LLaDA's own weights begin to train in the second stage; encoder, START, END and P in the first."""
+    return "llada" if name.startswith("demasker.llada.") else "guide"
 
 
 def build(config: DemaskerRecipe) -> tuple[Autoencoder, Vocabulary]:

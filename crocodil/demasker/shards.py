@@ -49,7 +49,7 @@ def save_tensors(
 ) -> None:
     """Write floating tensors as `model.safetensors`, or as shards and an index above `shard_bytes`.
 
-    Conversion to `dtype` and to the CPU happens shard by shard. Making the folder appear whole is the caller's.
+    Conversion to `dtype` and to the CPU happens shard by shard. The caller makes the folder appear whole.
 
     Args:
         tensors: by name; whole tensors that share no memory.

@@ -63,17 +63,17 @@ def demask(
     """Fill every masked position of `x` in `nfe` steps, block after block.
 
     Blocks are cut from the ordered list of a row's masked positions: the first `block_size` of them are the
-    first block, wherever they stand. For a prompt and its continuation these are LLaDA's blocks; for infilling,
-    a block may reach over given tokens. The last block may be short. `nfe` is the total: blocks get their shares
-    of it as evenly as possible, and a block's tokens are spread evenly over its steps.
+    first block, wherever they stand. For a prompt and its continuation these are LLaDA's blocks; for
+    infilling, a block may reach over given tokens. The last block may be short. `nfe` is the total: blocks
+    get their shares of it as evenly as possible, and a block's tokens are spread evenly over its steps.
 
     A step reveals the most confident predictions (`low_confidence`) or random ones (`random`), and what is
-    revealed stays. With `renoise`, a step is the literal line x_t = Forward(x̂0, t) of Alg. 2, 3 and 6 instead:
+    revealed stays. With `renoise`, a step is the literal x_t = Forward(x̂0, t) of Alg. 2, 3 and 6 instead:
     every masked position of the block is filled in, then each of its slots is masked anew with probability t;
     `remasking` has no say.
 
-    With greedy draws, `low_confidence`, block_size dividing the slots and the blocks dividing `nfe`, the tokens
-    are those of LLaDA's official sampler, as long as that one never predicts the mask.
+    With greedy draws, `low_confidence`, block_size dividing the slots and the blocks dividing `nfe`, the
+    tokens are those of LLaDA's official sampler, as long as that one never predicts the mask.
 
     Args:
         predict: the demasker; see `Predict`. It is asked only for positions of the current block.
@@ -86,8 +86,8 @@ def demask(
         remasking: how the positions of a step are chosen.
         renoise: mask the estimate anew instead of keeping what is revealed. Fewer calls than `nfe` are made
             when chance leaves nothing masked.
-        generator: where random numbers come from: one for the batch (None is torch's own), or one per row, with
-            which a row's text does not depend on its neighbours. Greedy `low_confidence` draws none.
+        generator: where random numbers come from: one for the batch (None is torch's own), or one per row,
+            with which a row's text does not depend on its neighbours. Greedy `low_confidence` draws none.
         on_step: called after every step.
 
     Raises:

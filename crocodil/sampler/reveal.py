@@ -15,8 +15,8 @@ from torch import Tensor
 from crocodil.errors import CrocodilError
 
 CHUNK = 512  # tokens per chunk of the two-level draw: divides LLaDA's 126,464 rows (247 chunks)
-# float32 logits looked at together, so that a draw never copies a whole batch's: few launches on a GPU, what a
-# cache holds on a CPU
+# float32 logits looked at together, so that a draw never copies a whole batch's: few launches on a GPU, what
+# a cache holds on a CPU
 GPU_LOGITS, CPU_LOGITS = 1 << 26, 1 << 20
 
 
@@ -46,10 +46,10 @@ class Plan:
 
 
 def plan(slots_B: Tensor, nfe: int, block_size: int) -> Plan:
-    """Spread `nfe` steps over each row's blocks, and each block's tokens over its steps, as evenly as possible.
+    """Spread `nfe` steps over each row's blocks, and a block's tokens over its steps, as evenly as possible.
 
     Rows are planned independently of one another, so that a row's text never depends on its neighbours. A row
-    has ceil(slots / block_size) blocks, of which only the last may be short; its share of steps is by its length.
+    has ceil(slots / block_size) blocks; only the last may be short, and its share of steps is by its length.
     No step is without a token to reveal: a row with fewer slots than `nfe` is complete earlier.
 
     Args:
@@ -109,7 +109,7 @@ class Drawn(NamedTuple):
 
 
 def draw(logits_RV: Tensor, temperature: float, uniforms_R: Tensor | None, mask_id: int) -> Drawn:
-    """One token per row: the likeliest at temperature 0, else an exact draw from softmax(logits / temperature).
+    """One token per row: the likeliest at temperature 0, else a draw from softmax(logits / temperature).
 
     The draw inverts the cumulative distribution with one uniform number per row: the chunk of the vocabulary
     first, then the token in it. Nothing of vocabulary size is ever float64, as the official Gumbel noise is.

@@ -167,8 +167,8 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def split_text(text: str, vocabulary: Vocabulary, length: int) -> list[list[int]]:
     """Ids of consecutive pieces of a text, each at most `length - 2` tokens and encoded by itself.
 
-    A piece ends after the last newline in the last quarter of its window where there is one, else where the
-    window is full, never inside a character. So the decoded pieces, joined, are the text.
+    Every piece but the last is as full as it can be, as in training, and none ends inside a character. So the decoded
+    pieces, joined, are the text.
 
     Raises:
         CrocodilError: the window holds no text or not one character, or `text` is no valid text.
@@ -183,10 +183,7 @@ def split_text(text: str, vocabulary: Vocabulary, length: int) -> list[list[int]
             reach *= 2
         if len(ids) <= capacity:
             return [*pieces, ids]
-        full = _characters(ids[:capacity], vocabulary)
-        least = _characters(ids[: capacity * 3 // 4], vocabulary)
-        newline = text.rfind("\n", at + least, at + full)
-        taken = full if newline < 0 else newline + 1 - at
+        taken = _characters(ids[:capacity], vocabulary)
         # By itself a piece may need a token more than as the beginning of something.
         while taken > 0 and len(ids := vocabulary.encode(text[at : at + taken])) > capacity:
             taken -= 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -56,31 +56,40 @@ def learning_rate(step: int, config: OptimiserConfig, total_steps: int) -> float
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    family: Callable[[str], str] = lambda name: "",
 ) -> list[dict[str, Any]]:
-    """Two groups of the trainable parameters: matrices and tables decay; 1-D tensors do not.
+    """Groups of the trainable parameters: matrices and tables decay; 1-D tensors do not.
 
     A 1-D tensor is the gain of a norm or a bias: pulling it to zero shrinks activations without regularising
     any map. Frozen parameters (`requires_grad` false) are in no group and so get no optimiser state.
+
+    Args:
+        family: parameters of different families are never in one group. An engine that counts Adam's steps per
+            group needs a family for everything that begins to train at the same time.
     """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for _, parameter in named_parameters:
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in named_parameters:
         if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 else kept).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            groups.setdefault((family(name), parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
+        for (_, decays), parameters in groups.items()
+    ]
 
 
 def build_optimiser(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimiserConfig
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    config: OptimiserConfig,
+    family: Callable[[str], str] = lambda name: "",
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters, fused on CPU and CUDA (fewer passes over the state).
 
     Raises:
         CrocodilError: nothing is trainable.
     """
-    groups = parameter_groups(named_parameters, config.weight_decay)
+    groups = parameter_groups(named_parameters, config.weight_decay, family)
     if not groups:
         raise CrocodilError("no trainable parameter: every parameter of this stage is frozen")
     fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -46,11 +46,51 @@ def load_state(directory: Path, name: str = "state") -> tuple[dict[str, Tensor],
     Raises:
         CrocodilError: a file is missing or unreadable.
     """
+    values = load_values(directory, name)
     try:
-        values = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
         return load_file(directory / f"{name}.safetensors"), values
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise CrocodilError(f"{directory}: no readable state {name!r}: {error}") from None
+
+
+def load_values(directory: Path, name: str = "state") -> dict[str, Any]:
+    """The numbers of a state, without its tensors."""
+    try:
+        return json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CrocodilError(f"{directory}: no readable state {name!r}: {error}") from None
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """Tensors of several safetensors files, each read when it is asked for."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._opened = {path: safe_open(path, framework="pt") for path in files}
+        self._file = {key: file for file in self._opened.values() for key in file.keys()}
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._file[key].get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+
+def open_tensors(directory: Path, pattern: str = "state-*.safetensors") -> StoredTensors:
+    """The tensors that the ranks of a run saved, each its share, under one roof.
+
+    Raises:
+        CrocodilError: there is no such file, or one is unreadable.
+    """
+    files = sorted(directory.glob(pattern))
+    if not files:
+        raise CrocodilError(f"{directory}: no file {pattern}; it is no checkpoint of this version")
+    try:
+        return StoredTensors(files)
+    except (OSError, SafetensorError) as error:
+        raise CrocodilError(f"{directory}: unreadable: {error}") from None
 
 
 def optimiser_tensors(

@@ -132,12 +132,12 @@ def test_split_text_joins_to_the_text(vocabulary, python_source, prose, length):
         assert all(vocabulary.encode(vocabulary.decode(piece)) == piece for piece in pieces)
 
 
-def test_split_text_prefers_the_end_of_a_line(vocabulary):
+def test_split_text_fills_every_window_but_the_last(vocabulary):
     text = "".join(f"value_{number} = {number}\n" for number in range(300))
     pieces = split_text(text, vocabulary, 128)
     assert len(pieces) > 10
-    assert all(vocabulary.decode(piece).endswith("\n") for piece in pieces)
-    assert all(len(piece) > 126 * 3 // 4 - 2 for piece in pieces[:-1])
+    # a piece encoded by itself may need a token less or more than as part of the text
+    assert all(len(piece) >= 124 for piece in pieces[:-1])
 
 
 def test_split_text_in_one_piece_is_the_encoding(vocabulary, python_source):

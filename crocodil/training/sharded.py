@@ -1,0 +1,97 @@
+"""Whole tensors of an engine that keeps parameters in pieces: DeepSpeed ZeRO-3.
+
+Every function is collective: call it on every rank, for the same parameters in the same order. deepspeed is imported
+only here and only when a launch uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crocodil.errors import CrocodilError
+from crocodil.training.optimisation import MOMENTS
+
+
+def whole_parameter(parameter: nn.Parameter) -> Tensor:
+    """A parameter in float32 on the CPU: the master where it is trained, the weight where it is frozen."""
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if parameter.requires_grad:
+        return safe_get_full_fp32_param(parameter).view(parameter.ds_shape).cpu()  # type: ignore[attr-defined]
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().float().cpu().clone()
+
+
+def set_whole_parameter(parameter: nn.Parameter, value: Tensor) -> None:
+    """Give a parameter, and its float32 master where it is trained, a new value (the same on every rank)."""
+    import deepspeed
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        parameter.data.copy_(value.to(parameter.dtype))
+    if parameter.requires_grad:
+        safe_set_full_fp32_param(parameter, value.float().to(parameter.device))
+
+
+def moments(parameter: nn.Parameter) -> dict[str, Tensor]:
+    """exp_avg, exp_avg_sq and step of one trained parameter; nothing before its first step."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    state = _flat_state(parameter)
+    if not state:
+        return {}
+    shape = parameter.ds_shape  # type: ignore[attr-defined]
+    whole = {name: safe_get_full_optimizer_state(parameter, name).view(shape).cpu() for name in MOMENTS[:2]}
+    return {**whole, "step": torch.as_tensor(float(state["step"]))}
+
+
+def set_moments(parameter: nn.Parameter, values: Mapping[str, Tensor]) -> None:
+    """Give one trained parameter its Adam moments and step count.
+
+    DeepSpeed keeps one step count for all parameters of a group, so parameters with different counts must be in
+    different groups.
+    """
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    state, flat = _flat_state(parameter), _flat(parameter)
+    if not state:
+        step = torch.zeros((), dtype=torch.float32, device=flat.device)
+        state.update(step=step, exp_avg=torch.zeros_like(flat), exp_avg_sq=torch.zeros_like(flat))
+        parameter._z3_optimizer.optimizer.state[flat] = state  # type: ignore[attr-defined]
+    for name in MOMENTS[:2]:
+        safe_set_full_optimizer_state(parameter, values[name].float().to(flat.device), name)
+    state["step"].fill_(float(values["step"]))
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Every parameter whole on every rank for the body of a `with`: for an export."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(module.parameters())):
+        yield
+
+
+def require_stage_3(deepspeed_plugin: Any) -> None:
+    """ZeRO-3 is what this project runs and tests; the other stages keep their state differently."""
+    if deepspeed_plugin.zero_stage != 3:
+        raise CrocodilError(
+            f"DeepSpeed ZeRO stage {deepspeed_plugin.zero_stage} is not supported; use ZeRO-3 (launch/zero3.yaml), or "
+            "plain data parallel where the model fits one device (launch/ddp8.yaml)"
+        )
+
+
+def _flat(parameter: nn.Parameter) -> Tensor:
+    optimiser = parameter._z3_optimizer  # type: ignore[attr-defined]
+    group, _, _ = optimiser.grad_position[optimiser.get_param_id(parameter)]
+    return optimiser.fp32_partitioned_groups_flat[group]
+
+
+def _flat_state(parameter: nn.Parameter) -> dict[str, Tensor]:
+    return parameter._z3_optimizer.optimizer.state.get(_flat(parameter), {})  # type: ignore[attr-defined]
