@@ -40,7 +40,9 @@ class Segments:
     @cached_property
     def boundaries(self) -> torch.Tensor:
         """Cumulative lengths (B+1,) int32 on the device, as varlen kernels want them."""
-        return F.pad(torch.tensor(self.lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0)).to(self.device)
+        return F.pad(torch.tensor(self.lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0)).to(
+            self.device
+        )
 
     @cached_property
     def groups(self) -> list[torch.Tensor]:

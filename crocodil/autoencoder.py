@@ -82,7 +82,9 @@ def corrupt(
         ks.append(k)
         if k and corruption.register_noise.cosine < 1:
             noises.append(torch.randn(k, D, generator=draw(sample.id, "noise")))
-    return batch_of(samples, windows, masks, levels, ks, torch.cat(noises) if noises else None, vocabulary.mask_id)
+    return batch_of(
+        samples, windows, masks, levels, ks, torch.cat(noises) if noises else None, vocabulary.mask_id
+    )
 
 
 def batch_of(

@@ -64,7 +64,7 @@ def resolve(name: str | Path) -> Path:
     if path.exists() or str(name).count("/") != 1 or str(name).startswith((".", "~", "/")):
         return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.md", "*.txt"]))
@@ -104,7 +104,9 @@ def save_autoencoder(
     _save_encoder(encoder, folder / "encoder", vocabulary, window, dtype)
     vocabulary.save(folder / "tokenizer")
     if trained is not None:
-        (folder / "training.json").write_text(json.dumps(trained, indent=2, default=str) + "\n", encoding="utf-8")
+        (folder / "training.json").write_text(
+            json.dumps(trained, indent=2, default=str) + "\n", encoding="utf-8"
+        )
     index = Index(
         "autoencoder",
         vocabulary.fingerprint,
@@ -122,7 +124,9 @@ def read_index(folder: Path) -> Index:
     """config.json of a bundle; unknown keys and other formats are refused."""
     file = folder / INDEX
     if not folder.is_dir() or not file.is_file():
-        raise CrocodilError(f"{folder} holds no crocodil model ({INDEX} is missing); give a folder that `export` wrote")
+        raise CrocodilError(
+            f"{folder} holds no crocodil model ({INDEX} is missing); give a folder that `export` wrote"
+        )
     try:
         values = json.loads(file.read_text("utf-8"))
         known = {f.name for f in dataclasses.fields(Index)}
@@ -130,7 +134,9 @@ def read_index(folder: Path) -> Index:
         if unknown:
             raise CrocodilError(f"{file}: unknown key {unknown[0]!r}; it knows {', '.join(sorted(known))}")
         if values.get("format") != FORMAT:
-            raise CrocodilError(f"{file}: format {values.get('format')!r}, this version of crocodil reads {FORMAT}")
+            raise CrocodilError(
+                f"{file}: format {values.get('format')!r}, this version of crocodil reads {FORMAT}"
+            )
         values["local_pairs"] = tuple(values.get("local_pairs", ()))
         return Index(**values)
     except (OSError, json.JSONDecodeError, TypeError, AttributeError) as error:
@@ -144,7 +150,9 @@ def load_autoencoder(
     folder = resolve(name)
     index = read_index(folder)
     if index.kind != "autoencoder":
-        raise CrocodilError(f"{folder} is a demasker without registers; train_demasker.py makes an autoencoder of it")
+        raise CrocodilError(
+            f"{folder} is a demasker without registers; train_demasker.py makes an autoencoder of it"
+        )
     llada = load_llada(folder / "demasker", dtype=torch.float32, device=device)
     vocabulary = _vocabulary(folder, index, llada)
     guide = GuideConfig(index.K, index.D, index.layout, index.local_pairs)  # type: ignore[arg-type]
@@ -195,7 +203,10 @@ def _save_encoder(
     folder.mkdir()
     backbone = encoder.backbone
     kept = dtype or backbone.dtype
-    config = backbone.config.to_dict() | {"architectures": ["Qwen3Model"], "dtype": str(kept).removeprefix("torch.")}
+    config = backbone.config.to_dict() | {
+        "architectures": ["Qwen3Model"],
+        "dtype": str(kept).removeprefix("torch."),
+    }
     config.pop("_attn_implementation", None)
     config.pop("attn_implementation", None)
     _write_json(folder / "config.json", config)
@@ -244,7 +255,9 @@ def _load_backbone(folder: Path) -> Qwen3Model:
     try:
         config = Qwen3Config(**json.loads((folder / "config.json").read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise CrocodilError(f"{folder / 'config.json'} cannot be read ({error}); copy the model again") from None
+        raise CrocodilError(
+            f"{folder / 'config.json'} cannot be read ({error}); copy the model again"
+        ) from None
     tensors = load_tensors(folder, dtype=torch.float32)
     backbone = Qwen3Model(config)
     _account(backbone.state_dict(), tensors, folder)
@@ -255,7 +268,9 @@ def _load_backbone(folder: Path) -> Qwen3Model:
 def _save_extra(tensors: Mapping[str, torch.Tensor], file: Path, dtype: torch.dtype | None) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in tensors.items()}, file)
+    save_file(
+        {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in tensors.items()}, file
+    )
 
 
 def _load_extra(file: Path, parameters: Mapping[str, torch.Tensor]) -> None:
@@ -276,7 +291,9 @@ def _account(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tenso
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"has a tensor that does not belong, {extra[0]}"
-        raise CrocodilError(f"{where} {what} ({len(missing)} missing, {len(extra)} extra); copy the model again")
+        raise CrocodilError(
+            f"{where} {what} ({len(missing)} missing, {len(extra)} extra); copy the model again"
+        )
     for name, tensor in wanted.items():
         if tensor.shape != found[name].shape:
             raise CrocodilError(

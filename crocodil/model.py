@@ -43,7 +43,9 @@ class Model:
         window: longest window in tokens that the model was trained with; a text, BOS and EOS must fit in it.
     """
 
-    def __init__(self, autoencoder: Autoencoder, vocabulary: Vocabulary, window: int, name: str = "model") -> None:
+    def __init__(
+        self, autoencoder: Autoencoder, vocabulary: Vocabulary, window: int, name: str = "model"
+    ) -> None:
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.vocabulary = vocabulary
         self.window = window
@@ -92,7 +94,9 @@ class Model:
         """
         k = self.K if k is None else k
         if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= self.K:
-            raise CrocodilError(f"k must be a whole number between 1 and {self.K}, the registers of this model, not {k!r}")
+            raise CrocodilError(
+                f"k must be a whole number between 1 and {self.K}, the registers of this model, not {k!r}"
+            )
         if truncate and split:
             raise CrocodilError("truncate cuts a long text, split encodes all of it in pieces: choose one")
         pieces = [self._pieces(text, truncate, split) for text in _several(texts)]
@@ -175,7 +179,8 @@ class Model:
                 remasking=remasking,  # type: ignore[arg-type]
                 renoise=renoise,
                 generator=[
-                    torch.Generator().manual_seed((seed * 1_000_003 + start + i) % 2**63) for i in range(len(z_BKD))
+                    torch.Generator().manual_seed((seed * 1_000_003 + start + i) % 2**63)
+                    for i in range(len(z_BKD))
                 ],
                 on_step=on_step,
             )
@@ -194,7 +199,12 @@ class Model:
         return self.decode(self.encode(texts, k, truncate=truncate, split=not truncate), **decoding)  # type: ignore[arg-type]
 
     def interpolate(
-        self, a: str, b: str, alphas: Iterable[float] = (0.0, 0.25, 0.5, 0.75, 1.0), k: int | None = None, **decoding: object
+        self,
+        a: str,
+        b: str,
+        alphas: Iterable[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+        k: int | None = None,
+        **decoding: object,
     ) -> list[str]:
         """Texts on the way from a to b: registers mixed, renormalised, decoded (App. D, Fig. 8)."""
         first, second = self.encode(a, k), self.encode(b, k)
@@ -215,7 +225,9 @@ class Model:
 
     def _check(self, registers: Registers) -> torch.Tensor:
         if not isinstance(registers, Registers):
-            raise CrocodilError(f"decode wants Registers, as encode gives them, not {type(registers).__name__}")
+            raise CrocodilError(
+                f"decode wants Registers, as encode gives them, not {type(registers).__name__}"
+            )
         if registers.encoder != self.fingerprint:
             raise CrocodilError(
                 f"these registers were written by another encoder ({registers.encoder}) than this model's "

@@ -18,9 +18,10 @@ from crocodil.autoencoder import Corruption, corrupt
 from crocodil.bundle import save_unguided
 from crocodil.demasker.llada import LLaDA, LLaDAConfig
 from crocodil.demasker.loss import Losses
-from crocodil.demasker.masking import MaskingConfig
+from crocodil.demasker.masking import MaskedTexts, MaskingConfig
 from crocodil.demasker.unguided import UnguidedDemasker
 from crocodil.demasker.weights import load_llada
+from crocodil.errors import one_line_errors
 from crocodil.metrics.cost import demasker_flops
 from crocodil.metrics.likelihood import score_levels
 from crocodil.text.data import DataConfig, load_split, tokenised
@@ -34,7 +35,7 @@ from crocodil.training.engine import Engine
 from crocodil.training.log import MetricsLog, Progress
 from crocodil.training.optimisation import OptimiserConfig
 from crocodil.training.randomness import generator
-from crocodil.training.ranks import gather
+from crocodil.training.ranks import gather, total
 from crocodil.training.run_lock import run_lock
 from crocodil.training.signals import StopRequest
 from crocodil.training.throughput import Throughput, peak_flops
@@ -156,25 +157,23 @@ def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None)
                 corrupt([samples[i] for i in row], vocabulary, draw, corruption, K=0, D=0).texts
                 for row in rows[ranks.process_index]
             ]
-            loss = torch.zeros((), device=ranks.device)
+            summed = torch.zeros((), dtype=torch.float64, device=ranks.device)
             for losses in engine.accumulate(batches, config.batch_size, step):
-                loss += losses.total.detach() / config.batch_size
+                summed += losses.total.detach()
 
             # 3. Step.
             norm = engine.update()
-            loss = float(ranks.reduce(loss, "sum"))
-            scored = int(0.625 * sum(s.length for s in samples))
-            throughput.add(
-                sum(s.length for s in samples),
-                3 * demasker_flops(model.config, [s.length for s in samples], [0] * len(samples), scored),
-            )
+            loss, tokens, flops = total([float(summed), *cost(model.config, batches)], ranks.device)
+            throughput.add(int(tokens), flops)
 
             # 4. Tell.
             done = step + 1
             if done % config.log_every == 0 or done == config.steps:
                 interval = throughput.interval()
-                values = {"loss": loss, "grad_norm": norm, "lr": engine.rate}
-                log.write(done, {**values, "tokens_per_second": interval.tokens_per_second, "mfu": interval.mfu})
+                values = {"loss": loss / config.batch_size, "grad_norm": norm, "lr": engine.rate}
+                log.write(
+                    done, {**values, "tokens_per_second": interval.tokens_per_second, "mfu": interval.mfu}
+                )
                 progress.report(done, values, interval)
                 if config.tracker:
                     ranks.log(values, step=done)
@@ -199,6 +198,13 @@ def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None)
             if ranks.is_main_process:
                 save_unguided(directory, module.llada, vocabulary)
         progress.say(f"exported to {run / 'export'}")
+
+
+def cost(config: LLaDAConfig, batches: list[MaskedTexts]) -> tuple[int, float]:
+    """Window tokens, and FLOPs of forward and backward (three forwards), of these micro-batches."""
+    lengths = [n for batch in batches for n in batch.segments.lengths]
+    scored = sum(int(batch.is_masked_T.sum()) for batch in batches)
+    return sum(lengths), 3 * demasker_flops(config, lengths, [0] * len(lengths), scored)
 
 
 def validate(
@@ -238,4 +244,5 @@ def fresh_config(shape: DemaskerShape, vocabulary: Vocabulary, longest: int) -> 
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -19,6 +19,7 @@ from crocodil.bundle import load_autoencoder, open_demasker, save_autoencoder
 from crocodil.demasker.guided import GuideConfig, GuidedDemasker, Layout
 from crocodil.demasker.loss import Losses
 from crocodil.demasker.masking import MaskingConfig
+from crocodil.errors import one_line_errors
 from crocodil.metrics.cost import demasker_flops, encoder_flops
 from crocodil.metrics.likelihood import score_levels
 from crocodil.registers.encoder import Scale, fresh_encoder
@@ -35,7 +36,7 @@ from crocodil.training.engine import Engine
 from crocodil.training.log import MetricsLog, Progress
 from crocodil.training.optimisation import OptimiserConfig
 from crocodil.training.randomness import generator
-from crocodil.training.ranks import gather
+from crocodil.training.ranks import gather, total
 from crocodil.training.run_lock import run_lock
 from crocodil.training.signals import StopRequest
 from crocodil.training.throughput import Throughput, peak_flops
@@ -172,23 +173,21 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
                     corrupt([samples[i] for i in row], vocabulary, draw, config.corruption, K, D)
                     for row in rows[ranks.process_index]
                 ]
-                loss = torch.zeros(2, device=ranks.device)
+                sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
                 for losses in engine.accumulate(batches, config.batch_size, step):
-                    loss += torch.stack([losses.total.detach(), losses.accuracy_B.sum()]) / config.batch_size
+                    sums += torch.stack([losses.total.detach(), losses.accuracy_B.sum()])
 
                 # 3. Step.
                 norm = engine.update()
                 step += 1
-                tokens, flops = cost(module, batches)
-                tokens, flops, *loss = ranks.reduce(
-                    torch.tensor([tokens, flops, *loss.tolist()], dtype=torch.float64), "sum"
-                ).tolist()
+                loss, top1, tokens, flops = total([*sums.tolist(), *cost(module, batches)], ranks.device)
                 throughput.add(int(tokens), flops)
 
                 # 4. Tell.
                 if step % config.log_every == 0 or step == until:
                     interval = throughput.interval()
-                    values = {"loss": loss[0], "top1": loss[1], "grad_norm": norm, "lr": engine.rate}
+                    values = {"loss": loss / config.batch_size, "top1": top1 / config.batch_size}
+                    values |= {"grad_norm": norm, "lr": engine.rate}
                     speed = {"tokens_per_second": interval.tokens_per_second, "mfu": interval.mfu}
                     log.write(step, {"stage": stage, **values, **speed})
                     progress.report(step, values, interval)
@@ -241,9 +240,13 @@ def build(config: DemaskerRecipe) -> tuple[Autoencoder, Vocabulary]:
     if config.encoder is not None:
         encoder = open_encoder(config.encoder, vocabulary, config.K, config.scale)
     else:
-        encoder = fresh_encoder(vocabulary.size, config.K, vocabulary.eos_id, config.scale, **asdict(config.encoder_shape))
+        encoder = fresh_encoder(
+            vocabulary.size, config.K, vocabulary.eos_id, config.scale, **asdict(config.encoder_shape)
+        )
     guide = GuideConfig(config.K, encoder.D, config.layout, config.local_pairs)
-    return Autoencoder(encoder, GuidedDemasker(llada, guide).initialise(), config.corruption.register_noise), vocabulary
+    return Autoencoder(
+        encoder, GuidedDemasker(llada, guide).initialise(), config.corruption.register_noise
+    ), vocabulary
 
 
 def cost(module: Autoencoder, batches: list) -> tuple[int, float]:
@@ -253,8 +256,12 @@ def cost(module: Autoencoder, batches: list) -> tuple[int, float]:
         lengths = batch.texts.segments.lengths
         prefixes = [k + 2 if k else 0 for k in batch.k]
         tokens += sum(lengths)
-        flops += demasker_flops(module.demasker.llada.config, lengths, prefixes, int(batch.texts.is_masked_T.sum()))
-        flops += encoder_flops(module.encoder.backbone.config, batch.clean.lengths, [max(k, 1) for k in batch.k])
+        flops += demasker_flops(
+            module.demasker.llada.config, lengths, prefixes, int(batch.texts.is_masked_T.sum())
+        )
+        flops += encoder_flops(
+            module.encoder.backbone.config, batch.clean.lengths, [max(k, 1) for k in batch.k]
+        )
     return tokens, 3 * flops
 
 
@@ -267,8 +274,12 @@ def validate(
     batches = [samples[i : i + 16] for i in range(0, len(samples), 16)]
 
     def losses_at(t: float, k: int) -> list[Losses]:
-        level = Corruption(MaskingConfig(float(t == 1), t, t), NestedDropout("off"), RegisterNoise(cosine=1.0))
-        drawn = [corrupt(part, vocabulary, draw, level, module.encoder.K, module.encoder.D) for part in batches]
+        level = Corruption(
+            MaskingConfig(float(t == 1), t, t), NestedDropout("off"), RegisterNoise(cosine=1.0)
+        )
+        drawn = [
+            corrupt(part, vocabulary, draw, level, module.encoder.K, module.encoder.D) for part in batches
+        ]
         return [module(replace(b, k=(k,) * len(b.k)).to(device)) for b in drawn]
 
     values = {}
@@ -279,4 +290,5 @@ def validate(
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -52,7 +52,9 @@ class GuidedDemasker(nn.Module):
         table = llada.model.transformer.wte.weight
         pairs = llada.config.channels // 2
         self.local_pairs = (
-            default_local_pairs(llada.config.channels) if config.local_pairs is None else tuple(config.local_pairs)
+            default_local_pairs(llada.config.channels)
+            if config.local_pairs is None
+            else tuple(config.local_pairs)
         )
         if any(not 0 <= p < pairs for p in self.local_pairs):
             raise CrocodilError(f"local_pairs {self.local_pairs} must name rotary pairs 0…{pairs - 1}")
@@ -100,7 +102,11 @@ class GuidedDemasker(nn.Module):
             if shown:
                 slots = torch.cat([torch.arange(shown + 1), torch.tensor([self.config.K + 1])])
                 index += [torch.tensor([0]), 2 + z + torch.arange(shown), torch.tensor([1])]
-                glob.append(torch.full_like(slots, -1) if self.config.layout == "anchored" else slots - self.config.K - 2)
+                glob.append(
+                    torch.full_like(slots, -1)
+                    if self.config.layout == "anchored"
+                    else slots - self.config.K - 2
+                )
                 local.append(slots)
                 prefix.append(torch.ones_like(slots, dtype=torch.bool))
             index.append(first_token + start + torch.arange(n))
@@ -114,7 +120,11 @@ class GuidedDemasker(nn.Module):
         tokens = self.llada.embed(ids_T)
         # one gather from (START, END, registers, tokens), so every parameter stays in the graph whatever k is
         pool = torch.cat(
-            [self.boundaries.to(tokens.dtype), self.projection(registers_kD.to(tokens.dtype)).to(tokens.dtype), tokens]
+            [
+                self.boundaries.to(tokens.dtype),
+                self.projection(registers_kD.to(tokens.dtype)).to(tokens.dtype),
+                tokens,
+            ]
         )
         angles = two_axis_angles(
             torch.cat(glob).to(device),

@@ -118,7 +118,9 @@ class LLaDAConfig:
             read["mlp_hidden_size"] = int(values.get("mlp_ratio", 4)) * read["d_model"]
         missing = [n for n, f in own.items() if f.default is dataclasses.MISSING and read.get(n) is None]
         if missing:
-            raise CrocodilError(f"{where}: missing {', '.join(missing)}; take the config.json of the released checkpoint")
+            raise CrocodilError(
+                f"{where}: missing {', '.join(missing)}; take the config.json of the released checkpoint"
+            )
         rest = {k: v for k, v in values.items() if k not in own}
         config = LLaDAConfig(**read, carried=rest)
         if config.d_model % config.n_heads or config.n_heads % config.n_kv_heads:
@@ -172,7 +174,11 @@ class Block(nn.Module):
         self.ff_out = nn.Linear(config.mlp_hidden_size, E, bias=False)
 
     def forward(
-        self, x: torch.Tensor, angles_TC: torch.Tensor, segments: Segments | None, visible: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        angles_TC: torch.Tensor,
+        segments: Segments | None,
+        visible: torch.Tensor | None,
     ) -> torch.Tensor:
         """x (B, T, E), angles (T, C/2), and either `segments` or a dense `visible` (B, 1, T, T)."""
         C = self.config.channels
@@ -316,4 +322,6 @@ class LLaDA(nn.Module):
         attention_bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits (B, N, V) at every position; arguments as in `hidden`."""
-        return self.head(self.hidden(ids, embeddings=embeddings, attend=attend, attention_bias=attention_bias))
+        return self.head(
+            self.hidden(ids, embeddings=embeddings, attend=attend, attention_bias=attention_bias)
+        )

@@ -147,7 +147,9 @@ def text_of(is_masked_T: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     return owner[is_masked_T]
 
 
-def per_text(score: Score, is_masked_T: torch.Tensor, lengths: Sequence[int], count: int | None = None) -> Losses:
+def per_text(
+    score: Score, is_masked_T: torch.Tensor, lengths: Sequence[int], count: int | None = None
+) -> Losses:
     """Gather what the head said of R positions into one record of B texts."""
     owner = text_of(is_masked_T, lengths)
     zeros = torch.zeros(len(lengths), device=owner.device)

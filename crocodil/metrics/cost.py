@@ -12,7 +12,9 @@ from transformers import Qwen3Config
 from crocodil.demasker.llada import LLaDAConfig
 
 
-def demasker_flops(config: LLaDAConfig, lengths: Sequence[int], prefixes: Sequence[int], scored: int) -> float:
+def demasker_flops(
+    config: LLaDAConfig, lengths: Sequence[int], prefixes: Sequence[int], scored: int
+) -> float:
     """One forward over texts of `lengths` behind `prefixes` slots each, with the head on `scored` positions."""
     E, M = config.d_model, config.mlp_hidden_size
     keys = config.n_kv_heads * config.channels

@@ -41,7 +41,11 @@ def score_levels(
             total = masked.sum().clamp_min(1)
             scores.append(
                 LevelScore(
-                    t, k, float((entropy * masked).sum() / total), float((accuracy * masked).sum() / total), int(total)
+                    t,
+                    k,
+                    float((entropy * masked).sum() / total),
+                    float((accuracy * masked).sum() / total),
+                    int(total),
                 )
             )
     return scores

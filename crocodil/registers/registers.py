@@ -47,7 +47,9 @@ class Registers:
         if not values.is_floating_point():
             raise CrocodilError(f"registers must be floating point, not {values.dtype}")
         if not torch.isfinite(values).all():
-            raise CrocodilError("registers contain NaN or infinity; encode the text again or mend what changed them")
+            raise CrocodilError(
+                "registers contain NaN or infinity; encode the text again or mend what changed them"
+            )
 
     def __len__(self) -> int:
         """B, the number of texts."""
@@ -120,10 +122,14 @@ class Registers:
             with safe_open(str(path), framework="pt") as file:
                 about = file.metadata() or {}
                 if about.get("format") != FORMAT or list(file.keys()) != ["values"]:
-                    raise CrocodilError(f"{path} holds no crocodil registers; give a file that Registers.save wrote")
-                return Registers(file.get_tensor("values"), tuple(json.loads(about["windows"])), about["encoder"])
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError, TypeError) as error:
-            raise CrocodilError(f"{path} cannot be read as registers ({error}); save them again") from None
+                    raise CrocodilError("it holds no crocodil registers")
+                return Registers(
+                    file.get_tensor("values"), tuple(json.loads(about["windows"])), about["encoder"]
+                )
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise CrocodilError(
+                f"{path} cannot be read as registers ({error}); give a file that Registers.save wrote"
+            ) from None
 
 
 def concatenate(parts: Sequence[Registers]) -> Registers:

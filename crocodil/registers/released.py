@@ -41,7 +41,9 @@ def open_encoder(
         )
     except Exception as error:  # sentence-transformers, transformers and the hub client raise what they like
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CrocodilError(f"{path_or_repo} cannot be loaded as a sentence-transformers encoder: {reason}") from None
+        raise CrocodilError(
+            f"{path_or_repo} cannot be loaded as a sentence-transformers encoder: {reason}"
+        ) from None
     backbone = getattr(whole[0], "auto_model", None)
     if not isinstance(backbone, Qwen3Model):
         raise CrocodilError(

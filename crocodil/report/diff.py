@@ -45,8 +45,8 @@ class Row:
 def diff(source: str, text: str) -> list[Row]:
     """Rows of the two texts, brought to one height at every newline that they share.
 
-    Source and text are aligned as a whole with the fewest edits, the ones that the character error rate counts; a
-    newline too many or too few is shown as a changed sign at the end of its line.
+    Source and text are aligned as a whole with the fewest edits, the ones that the character error rate counts.
+    A newline too many or too few is shown as a changed sign at the end of its line.
     """
     rows: list[Row] = []
     left, right = _Side(), _Side()
@@ -57,37 +57,45 @@ def diff(source: str, text: str) -> list[Row]:
             continue
         for index, piece in enumerate(old.split("\n")):
             if index:
+                left.newline()
+                right.newline()
+            if not left.line and not right.line:
                 rows += _beside(left.take(), right.take())
             left.add(piece, changed=False)
             right.add(piece, changed=False)
-    return rows + _beside(left.take(last=True), right.take(last=True))
+    # what follows the last newline of a text is no line unless something stands there
+    for side in (left, right):
+        if side.line:
+            side.newline()
+    return rows + _beside(left.take(), right.take())
 
 
 class _Side:
-    """Lines of one text since the last shared newline; the last one is still being written."""
+    """One text on its way to rows."""
 
     def __init__(self) -> None:
         self.number = 0
-        self.lines: list[list[Span]] = [[]]
+        self.ended: list[Line] = []
+        """Lines that have no row yet."""
+        self.line: list[Span] = []
+        """The line that is being written."""
 
     def add(self, text: str, changed: bool) -> None:
-        pieces = text.split("\n")
-        for index, piece in enumerate(pieces):
-            broken = index + 1 < len(pieces)
-            shown = piece + NEWLINE if broken else piece
-            if shown:
-                self.lines[-1].append(Span(shown, changed))
-            if broken:
-                self.lines.append([])
+        *lines, rest = text.split("\n")
+        for line in lines:
+            self.line.append(Span(line + NEWLINE, changed))
+            self.newline()
+        if rest:
+            self.line.append(Span(rest, changed))
 
-    def take(self, last: bool = False) -> list[Line]:
-        """The lines; what follows a text's last newline is no line unless something stands there."""
-        lines, self.lines = self.lines, [[]]
-        if last and not lines[-1]:
-            lines.pop()
-        numbered = [Line(self.number + i, tuple(spans)) for i, spans in enumerate(lines, 1)]
-        self.number += len(lines)
-        return numbered
+    def newline(self) -> None:
+        self.number += 1
+        self.ended.append(Line(self.number, tuple(self.line)))
+        self.line = []
+
+    def take(self) -> list[Line]:
+        lines, self.ended = self.ended, []
+        return lines
 
 
 def _beside(left: list[Line], right: list[Line]) -> list[Row]:

@@ -126,4 +126,6 @@ class Report:
     reconstructions: Sequence[Reconstruction] = ()
     """File by file, and NFE by NFE within a file."""
     grid: Sequence[GridRow] = ()
+    grid_length: int = 0
+    """Tokens of the grid's windows at most."""
     demasking: Demasking | None = None

@@ -23,7 +23,9 @@ def deal(rows: Sequence[Sequence[int]], ranks: int) -> list[list[list[int]]]:
     while len(dealt) % ranks:
         longest = max(range(len(dealt)), key=lambda i: (len(dealt[i]), -i))
         row = dealt[longest]
-        if len(row) < 2:  # texts alone in their rows and still no multiple: share the first rows' work differently
+        if (
+            len(row) < 2
+        ):  # texts alone in their rows and still no multiple: share the first rows' work differently
             raise CrocodilError(
                 f"{texts} texts cannot be dealt evenly to {ranks} ranks; make batch_size a multiple of the ranks"
             )

@@ -108,7 +108,9 @@ class Engine:
         """
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_norm)
         norm = float("nan") if norm is None else float(norm)
-        if torch.isfinite(torch.tensor(norm)) or self.is_sharded:  # DeepSpeed has stepped, or skipped, by itself
+        if (
+            torch.isfinite(torch.tensor(norm)) or self.is_sharded
+        ):  # DeepSpeed has stepped, or skipped, by itself
             self.optimiser.step()
             if self.ema is not None:
                 self.ema.update(self.module.named_parameters())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
@@ -30,3 +32,11 @@ def gather(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
 def broadcast(value: T, group: dist.ProcessGroup | None = None) -> T:
     """Rank 0's value, on every rank. Call it on every rank; what the others pass is ignored."""
     return gather(value, group)[0]
+
+
+def total(values: Sequence[float], device: torch.device) -> list[float]:
+    """Sums over ranks, in float64, on every rank. Call it on every rank with as many values."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor.tolist()

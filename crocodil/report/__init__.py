@@ -1,0 +1,1 @@
+"""What a model did, for the eye: one HTML page, or the terminal."""

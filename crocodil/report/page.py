@@ -1,0 +1,210 @@
+"""A report as one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from crocodil.metrics.reconstruction import parses
+from crocodil.report.diff import Row, diff
+from crocodil.report.palette import ink_on, step_colour
+from crocodil.report.paper import CAPTION
+from crocodil.report.records import Demasking, GridRow, ModelFacts, Reconstruction, Report, Token
+from crocodil.report.summary import summarise
+from crocodil.report.visible import visible
+
+TEMPLATES = Path(__file__).parent / "templates"
+FRAMES = 6
+"""Small pictures under the large one."""
+COLUMNS = 16
+"""Cells in a line of the map of a window."""
+
+
+def write_report(folder: str | Path, report: Report) -> Path:
+    """Write index.html into a folder, which is made where it is missing; an older page is replaced as a whole.
+
+    Returns:
+        The path of the page.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "index.html"
+    handle, beside = tempfile.mkstemp(prefix=".index.", suffix=".html", dir=folder)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(render(report))
+        # mkstemp makes files that nobody else may read
+        os.chmod(beside, 0o644)
+        os.replace(beside, page)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+    return page
+
+
+def render(report: Report) -> str:
+    """The page's HTML, a function of the report alone."""
+    templates = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"visible": visible, "size": _size, "count": _count}
+    return templates.get_template("report.html.jinja").render(
+        report=report,
+        facts=_facts(report.model, report.k),
+        summary=summarise(report.reconstructions) if report.reconstructions else [],
+        files=_files(report.reconstructions),
+        nfes=list(dict.fromkeys(r.nfe for r in report.reconstructions)),
+        blocks=[
+            _Block(size, list(rows)) for size, rows in groupby(report.grid, key=lambda row: row.block_size)
+        ],
+        worst=max([1e-9, *(min(row.cer, 1.0) for row in report.grid)]),
+        paper=CAPTION,
+        picture=_picture(report.demasking) if report.demasking else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One file at one NFE, ready to be drawn."""
+
+    result: Reconstruction
+    rows: Sequence[Row]
+    parses: bool
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    characters: int
+    lines: int
+    parses: bool
+    """Whether the source is valid Python."""
+    runs: Sequence[_Run]
+
+
+@dataclass(frozen=True)
+class _Block:
+    size: int
+    rows: Sequence[GridRow]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One token, coloured."""
+
+    label: str
+    """What stands in the running text; a newline keeps its sign in front of it."""
+    hint: str
+    step: int
+    kind: str
+    colour: str
+    ink: str
+    x: int
+    y: int
+
+
+@dataclass(frozen=True)
+class _Frame:
+    step: int
+    revealed: int
+
+
+@dataclass(frozen=True)
+class _Picture:
+    file: str
+    nfe: int
+    block_size: int
+    cells: Sequence[_Cell]
+    frames: Sequence[_Frame]
+    counts: Sequence[int]
+    """Tokens revealed after step 0 … nfe."""
+    colours: Sequence[str]
+    columns: int
+    lines: int
+    tail: int
+    """Tokens after the end of the text."""
+
+
+def _files(reconstructions: Sequence[Reconstruction]) -> list[_File]:
+    files = []
+    for name, group in groupby(reconstructions, key=lambda r: r.file):
+        results = list(group)
+        source = results[0].source
+        runs = [_Run(r, diff(visible(source), visible(r.text)), parses(r.text)) for r in results]
+        lines = source.count("\n") + (not source.endswith("\n") and source != "")
+        files.append(_File(name, len(source), lines, parses(source), runs))
+    return files
+
+
+def _picture(demasking: Demasking) -> _Picture:
+    steps = demasking.nfe
+    cells = [_cell(at, token, steps) for at, token in enumerate(demasking.tokens)]
+    counts = [sum(token.step <= step for token in demasking.tokens) for step in range(steps + 1)]
+    shown = sorted({round(i * steps / (FRAMES - 1)) for i in range(FRAMES)})
+    return _Picture(
+        demasking.file,
+        steps,
+        demasking.block_size,
+        cells,
+        [_Frame(step, counts[step]) for step in shown],
+        counts,
+        [step_colour(step, steps) for step in range(1, steps + 1)],
+        COLUMNS,
+        -(-len(cells) // COLUMNS),
+        sum(token.kind == "tail" for token in demasking.tokens),
+    )
+
+
+def _cell(at: int, token: Token, steps: int) -> _Cell:
+    colour = step_colour(token.step, steps)
+    text = visible(token.text)
+    names = {"start": "start of text", "end": "end of text", "tail": "after the end"}
+    hint = names.get(token.kind) or repr(token.text)
+    return _Cell(
+        text.replace("\n", "↵\n"),
+        f"{hint}: position {at}, step {token.step}",
+        token.step,
+        token.kind,
+        colour,
+        ink_on(colour),
+        at % COLUMNS,
+        at // COLUMNS,
+    )
+
+
+def _facts(model: ModelFacts, k: int) -> list[tuple[str, str]]:
+    """The header's lines."""
+    total = model.encoder_parameters + model.demasker_parameters
+    facts = [
+        ("parameters", f"{_count(total)}: encoder {_count(model.encoder_parameters)}, "
+                       f"demasker {_count(model.demasker_parameters)}"),
+        ("window", f"{model.window} tokens of a vocabulary of {model.vocabulary:,}"),
+        ("registers", f"{k} of {model.K} a window, {model.D} wide"),
+        ("weights", f"{_size(model.bytes)}, encoder {model.fingerprint}"),
+    ]  # fmt: skip
+    if model.trained_steps is not None:
+        facts.append(("training", f"{model.trained_steps:,} steps"))
+    if model.licence:
+        facts.append(("licence", model.licence))
+    return facts
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _count(number: int) -> str:
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.1f} {name}"
+    return str(number)

@@ -1,0 +1,198 @@
+"""Every recipe runs a few steps: golden losses, the same on one rank, two ranks and under ZeRO-3, through a resume.
+
+Each launch is a process of its own and costs seconds before its first step, so the runs are made once for the module.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crocodil.training.log import read_metrics
+
+ROOT = Path(__file__).parents[2]
+TINY_DATA = [
+    "data.lengths=[32]",
+    "data.held_out=0.2",
+    "data.short_fraction=0.2",
+    "batch_size=6",
+    "row_tokens=96",
+]
+TINY_BASE = [
+    "shape.d_model=32", "shape.n_layers=2", "shape.n_heads=2", "shape.mlp_hidden_size=64", "shape.vocabulary=300",
+    "steps=3", "optimiser.lr=0.003", *TINY_DATA,
+]  # fmt: skip
+# Adam's first step is the sign of the gradient; with the usual eps, rounding alone would turn some signs.
+TINY_DEMASKER = [
+    "encoder_shape.hidden_size=24", "encoder_shape.num_hidden_layers=1", "encoder_shape.num_attention_heads=2",
+    "encoder_shape.num_key_value_heads=2", "encoder_shape.intermediate_size=48", "K=4", "encoder_steps=2", "steps=4",
+    "optimiser.lr=0.003", "optimiser.eps=1e-4", "save_every=100", "export_dtype=float32", *TINY_DATA,
+]  # fmt: skip
+
+
+def launch(recipe: str, where: str, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch` as the README says it, one thread a rank."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CI": "true"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--config_file",
+        f"launch/{where}",
+    ]
+    done = subprocess.run(
+        [*command, f"recipes/{recipe}", *overrides],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{recipe} on {where} failed:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
+    return done
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty small programs that no interpreter's version changes."""
+    folder = tmp_path_factory.mktemp("texts")
+    for i in range(20):
+        lines = [f"def function_{i}(x, y):", f'    """Return {i} of x and y."""']
+        lines += [f"    value_{j} = x * {i * j} + y // {j + 1}" for j in range(4 + i)]
+        lines += [f"    return value_{j}" for j in range(2)]
+        (folder / f"{i}.py").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Path:
+    run = tmp_path_factory.mktemp("base") / "run"
+    launch("train_base.py", "cpu.yaml", f"run={run}", *common(texts, run), *TINY_BASE)
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory, texts: Path, base: Path) -> Path:
+    run = tmp_path_factory.mktemp("one") / "run"
+    launch("train_demasker.py", "cpu.yaml", *demasker(texts, base, run))
+    return run
+
+
+def common(texts: Path, run: Path) -> list[str]:
+    return [
+        f"data.source={texts}", f"data.cache={run.parent / 'corpus'}", "log_every=1", "validate_every=3",
+        "validation_texts=8",
+    ]  # fmt: skip
+
+
+def demasker(texts: Path, base: Path, run: Path) -> list[str]:
+    return [f"run={run}", f"demasker={base / 'export'}", *common(texts, run), *TINY_DEMASKER]
+
+
+def test_golden_losses_of_the_base_recipe(base: Path) -> None:
+    assert losses(base) == pytest.approx(GOLDEN_BASE, rel=2e-4)
+
+
+def test_golden_losses_of_the_demasker_recipe(one_rank: Path) -> None:
+    assert losses(one_rank) == pytest.approx(GOLDEN_DEMASKER, rel=2e-4)
+
+
+def test_two_ranks_give_the_losses_of_one(texts: Path, base: Path, one_rank: Path, tmp_path: Path) -> None:
+    launch("train_demasker.py", "cpu2.yaml", *demasker(texts, base, tmp_path / "run"))
+    assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), abs=1e-5)
+
+
+@pytest.mark.deepspeed
+def test_zero3_gives_the_losses_of_one_rank(texts: Path, base: Path, one_rank: Path, tmp_path: Path) -> None:
+    """Two CPU ranks under DeepSpeed ZeRO-3, through the stage boundary; the export equals the plain one."""
+    pytest.importorskip("deepspeed")
+    if shutil.which("g++") is None and shutil.which("c++") is None:
+        pytest.skip("DeepSpeed wants a C++ compiler")
+    launch("train_demasker.py", "zero3_cpu2.yaml", *demasker(texts, base, tmp_path / "run"))
+    assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), abs=1e-5)
+    from safetensors.torch import load_file
+
+    for file in ("demasker/model.safetensors", "demasker/guide.safetensors", "encoder/model.safetensors"):
+        ours, plain = load_file(tmp_path / "run" / "export" / file), load_file(one_rank / "export" / file)
+        assert ours.keys() == plain.keys()
+        for name, tensor in plain.items():
+            assert (ours[name] - tensor).abs().max() < 1e-5, name
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    texts: Path, base: Path, one_rank: Path, tmp_path: Path
+) -> None:
+    """Stop at step 3, inside the second stage; the resumed run repeats no step and changes no digit."""
+    run = tmp_path / "run"
+    launch("train_demasker.py", "cpu.yaml", *demasker(texts, base, run), "save_every=3")
+    # a kill after the checkpoint of step 3 leaves exactly this behind
+    shutil.rmtree(run / "step-00000004")
+    shutil.rmtree(run / "export")
+    done = launch("train_demasker.py", "cpu.yaml", *demasker(texts, base, run), "--resume")
+    assert "from step 3" in done.stderr
+    assert losses(run) == losses(one_rank)
+
+
+def test_the_export_opens_and_writes(one_rank: Path) -> None:
+    import crocodil
+
+    model = crocodil.load(str(one_rank / "export"))
+    assert model.K == 4
+    registers = model.encode("x = 1\n")
+    assert isinstance(model.decode(registers, nfe=2)[0], str)
+
+
+def test_the_recipe_goes_on_from_a_finished_model(texts: Path, one_rank: Path, tmp_path: Path) -> None:
+    launch("train_demasker.py", "cpu.yaml", f"run={tmp_path / 'run'}", f"start={one_rank / 'export'}",
+           *common(texts, tmp_path / "run"), *TINY_DEMASKER[5:], "encoder_steps=0", "steps=1")  # fmt: skip
+    assert losses(tmp_path / "run")[0] < losses(one_rank)[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("K=5", "power of two"),
+        ("corruption.register_noise.cosin=0.5", "cosine"),
+        ("optimiser.lr=fast", "optimiser.lr"),
+        ("demasker=/nowhere", "/nowhere"),
+    ],
+)
+def test_a_bad_configuration_is_one_line(
+    texts: Path, base: Path, tmp_path: Path, override: str, message: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "recipes/train_demasker.py", *demasker(texts, base, tmp_path / "run"), override],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("crocodil: ")
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_every_shipped_configuration_is_valid() -> None:
+    for file in sorted((ROOT / "recipes" / "configs").glob("*.yaml")):
+        recipe = "train_base.py" if "base" in file.stem else "train_demasker.py"
+        done = subprocess.run(
+            [sys.executable, f"recipes/{recipe}", "--config", str(file), "--print-config"],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{file}: {done.stderr[-500:]}"
+        assert "batch_size" in done.stdout
+        json.dumps(done.stdout)
+
+
+GOLDEN_BASE = [6.970846176147461, 5.009307384490967, 4.769279479980469]
+GOLDEN_DEMASKER = [5.223725318908691, 3.882956027984619, 4.491957664489746, 4.820748805999756]
