@@ -47,7 +47,7 @@ class Batch:
     k: tuple[int, ...]
     """Registers each text exposes."""
     noise_kD: torch.Tensor | None
-    """Standard normal (Σ k, D), or None where registers stay exact."""
+    """What is added to the registers, (Σ k, D), or None where they stay exact."""
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(
@@ -72,6 +72,7 @@ def corrupt(
     With K = 0 (the unguided demasker) no register is exposed and nothing is drawn for them.
     """
     windows, levels, masks, ks, noises = [], [], [], [], []
+    std = noise_std(corruption.register_noise.cosine)
     for sample in samples:
         window = sample.window(vocabulary)
         t = draw_level(draw(sample.id, "t"), corruption.masking)
@@ -80,11 +81,22 @@ def corrupt(
         levels.append(t)
         masks.append(mask(len(window), t, draw(sample.id, "mask")))
         ks.append(k)
-        if k and corruption.register_noise.cosine < 1:
-            noises.append(torch.randn(k, D, generator=draw(sample.id, "noise")))
+        if k and std:
+            noises.append(std * torch.randn(k, D, generator=draw(sample.id, "noise")))
     return batch_of(
         samples, windows, masks, levels, ks, torch.cat(noises) if noises else None, vocabulary.mask_id
     )
+
+
+def at_level(
+    samples: Sequence[Sample], vocabulary: Vocabulary, draw: Draw, t: float, k: int, D: int, sigma: float = 0.0
+) -> Batch:
+    """A batch for evaluation: every text masked at level t and exposing k registers, disturbed by N(0, σ²)."""
+    windows = [torch.tensor(sample.window(vocabulary)) for sample in samples]
+    masks = [mask(len(w), t, draw(s.id, "mask")) for s, w in zip(samples, windows, strict=True)]
+    noise = [sigma * torch.randn(k, D, generator=draw(s.id, "noise")) for s in samples] if sigma and k else []
+    levels, ks = [t] * len(samples), [k] * len(samples)
+    return batch_of(samples, windows, masks, levels, ks, torch.cat(noise) if noise else None, vocabulary.mask_id)
 
 
 def batch_of(
@@ -128,7 +140,7 @@ class Autoencoder(nn.Module):
             z = z[torch.cat(shown).to(z.device)]
         # 2. Disturb.
         if batch.noise_kD is not None:
-            z = z + noise_std(self.noise.cosine) * batch.noise_kD.to(z.dtype)
+            z = z + batch.noise_kD.to(z.dtype)
             if self.noise.renormalise:
                 z = normalise(z)
         # 3. Demask and score.

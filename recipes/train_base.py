@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from crocodil.autoencoder import Corruption, corrupt
+from crocodil.autoencoder import Corruption, at_level, corrupt
 from crocodil.bundle import save_unguided
 from crocodil.demasker.llada import LLaDA, LLaDAConfig
 from crocodil.demasker.loss import Losses
@@ -214,10 +214,10 @@ def validate(
     device = next(module.parameters()).device
     draw = partial(generator, config.seed, 0)
 
+    parts = [samples[i : i + 16] for i in range(0, len(samples), 16)]
+
     def losses_at(t: float, k: int) -> list[Losses]:
-        level = Corruption(masking=MaskingConfig(all_mask=float(t == 1), t_min=t, t_max=t))
-        batches = [samples[i : i + 16] for i in range(0, len(samples), 16)]
-        return [module(corrupt(part, vocabulary, draw, level, K=0, D=0).texts.to(device)) for part in batches]
+        return [module(at_level(part, vocabulary, draw, t, k, D=0).texts.to(device)) for part in parts]
 
     values = {}
     for score in score_levels(losses_at, VALIDATION_LEVELS, [0]):

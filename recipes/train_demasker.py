@@ -7,23 +7,21 @@ Ctrl-C saves a checkpoint; the same command with --resume goes on from it.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from crocodil.autoencoder import Autoencoder, Corruption, corrupt
+from crocodil.autoencoder import Autoencoder, Batch, Corruption, at_level, corrupt
 from crocodil.bundle import load_autoencoder, open_demasker, save_autoencoder
 from crocodil.demasker.guided import GuideConfig, GuidedDemasker, Layout
 from crocodil.demasker.loss import Losses
-from crocodil.demasker.masking import MaskingConfig
 from crocodil.errors import one_line_errors
 from crocodil.metrics.cost import demasker_flops, encoder_flops
 from crocodil.metrics.likelihood import score_levels
 from crocodil.registers.encoder import Scale, fresh_encoder
-from crocodil.registers.geometry import NestedDropout, RegisterNoise
 from crocodil.registers.released import open_encoder
 from crocodil.text.data import DataConfig, load_split, tokenised
 from crocodil.text.vocabulary import Vocabulary
@@ -150,7 +148,7 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
             (config.steps, lambda name: True),
         ]
         for stage, (until, trainable) in enumerate(stages):
-            if step >= until:
+            if step >= until and stage < len(stages) - 1:
                 continue
             # A stage is entered from a checkpoint, with an engine of its own (DESIGN: re-entry, not surgery).
             engine = Engine(ranks, module, config.optimiser, config.steps, trainable, config.ema, family)
@@ -249,7 +247,7 @@ def build(config: DemaskerRecipe) -> tuple[Autoencoder, Vocabulary]:
     ), vocabulary
 
 
-def cost(module: Autoencoder, batches: list) -> tuple[int, float]:
+def cost(module: Autoencoder, batches: list[Batch]) -> tuple[int, float]:
     """Window tokens, and FLOPs of forward and backward (three forwards), of these micro-batches."""
     tokens, flops = 0, 0.0
     for batch in batches:
@@ -271,16 +269,10 @@ def validate(
     """Cross-entropy and top-1 on held-out texts by masking level, unguided and guided, by draws that never change."""
     device = next(module.parameters()).device
     draw = partial(generator, config.seed, 0)
-    batches = [samples[i : i + 16] for i in range(0, len(samples), 16)]
+    parts = [samples[i : i + 16] for i in range(0, len(samples), 16)]
 
     def losses_at(t: float, k: int) -> list[Losses]:
-        level = Corruption(
-            MaskingConfig(float(t == 1), t, t), NestedDropout("off"), RegisterNoise(cosine=1.0)
-        )
-        drawn = [
-            corrupt(part, vocabulary, draw, level, module.encoder.K, module.encoder.D) for part in batches
-        ]
-        return [module(replace(b, k=(k,) * len(b.k)).to(device)) for b in drawn]
+        return [module(at_level(part, vocabulary, draw, t, k, module.encoder.D).to(device)) for part in parts]
 
     values = {}
     for score in score_levels(losses_at, VALIDATION_LEVELS, [0, module.encoder.K]):

@@ -13,7 +13,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,7 @@ _CARRIED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LLaDAConfig:
-    """The released config.json, its own names. No field that shapes the network has a default."""
+    """The released config.json, its own names. Fields with a default are those that every release sets alike."""
 
     d_model: int
     n_layers: int
@@ -121,6 +121,8 @@ class LLaDAConfig:
             raise CrocodilError(
                 f"{where}: missing {', '.join(missing)}; take the config.json of the released checkpoint"
             )
+        for name in own:
+            _check_type(name, read.get(name), where)
         rest = {k: v for k, v in values.items() if k not in own}
         config = LLaDAConfig(**read, carried=rest)
         if config.d_model % config.n_heads or config.n_heads % config.n_kv_heads:
@@ -140,6 +142,21 @@ class LLaDAConfig:
         carried = {k: v for k, v in _CARRIED.items() if v is not None}
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "carried"}
         return dict(sorted({**fixed, **carried, **own, **self.carried}.items()))
+
+
+def _check_type(name: str, value: Any, where: str) -> None:
+    """A size must be a positive whole number, a rate a positive number, a switch true or false."""
+    if name in ("rope_full_precision", "weight_tying"):
+        fits = value is None or isinstance(value, bool)
+    elif name in ("rope_theta", "rms_norm_eps"):
+        fits = value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
+    else:
+        least = 0 if name.endswith("_id") else 1
+        fits = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
+    if not fits:
+        raise CrocodilError(
+            f"{where}: {name} = {value!r} is not a value it can have; take the released config.json"
+        )
 
 
 class RMSNorm(nn.Module):
@@ -230,14 +247,18 @@ class LLaDA(nn.Module):
 
         width = self.config.d_model
         normal(core.wte.weight, 1 / math.sqrt(width))
-        for depth, block in enumerate(core.blocks, start=1):
-            for linear in (block.q_proj, block.k_proj, block.v_proj, block.ff_proj, block.up_proj):
-                normal(linear.weight, 1 / math.sqrt(linear.in_features))
-            for linear in (block.attn_out, block.ff_out):
-                normal(linear.weight, 1 / math.sqrt(2 * depth * linear.in_features))
+        for depth, block in enumerate(self.blocks, start=1):
+            for way_in in (block.q_proj, block.k_proj, block.v_proj, block.ff_proj, block.up_proj):
+                normal(way_in.weight, 1 / math.sqrt(way_in.in_features))
+            for way_out in (block.attn_out, block.ff_out):
+                normal(way_out.weight, 1 / math.sqrt(2 * depth * way_out.in_features))
         if not self.config.weight_tying:
             normal(core.ff_out.weight, 1 / math.sqrt(width))
         return self
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [cast(Block, block) for block in self.model.transformer.blocks]
 
     @property
     def head_weight(self) -> torch.Tensor:
@@ -269,7 +290,7 @@ class LLaDA(nn.Module):
         visible: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """All blocks and the final norm over embeddings (B, T, E); the engine room of every forward."""
-        for block in self.model.transformer.blocks:
+        for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, angles_TC, segments, visible, use_reentrant=False)
             else:
@@ -291,9 +312,12 @@ class LLaDA(nn.Module):
                 Positions count from 0 over padding too, as in the released code.
             attention_bias: (B, 1, N, N) bool, True where a query may look; excludes `attend`.
         """
-        if (ids is None) == (embeddings is None):
+        if ids is not None and embeddings is None:
+            x = self.embed(ids)
+        elif ids is None and embeddings is not None:
+            x = embeddings
+        else:
             raise CrocodilError("LLaDA wants either ids or embeddings, exactly one of them")
-        x = self.embed(ids) if embeddings is None else embeddings
         B, N, E = x.shape
         positions = torch.arange(N, device=x.device)
         if attention_bias is not None:

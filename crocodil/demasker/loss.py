@@ -31,11 +31,11 @@ class Score(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Sum and count: whoever has the global count divides once, so neither accumulation nor ranks change the objective."""
+    """A sum over texts: whoever knows their global number divides once, so accumulation and ranks change nothing."""
 
     total: torch.Tensor
     """Σ_texts (1/n) Σ_masked CE / t, a scalar with gradient."""
-    count: torch.Tensor
+    texts: torch.Tensor
     """Number of texts in the sum."""
     entropy_B: torch.Tensor
     """Mean cross-entropy of the masked positions of every text, in nats; 0 where nothing is masked."""
@@ -147,14 +147,12 @@ def text_of(is_masked_T: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     return owner[is_masked_T]
 
 
-def per_text(
-    score: Score, is_masked_T: torch.Tensor, lengths: Sequence[int], count: int | None = None
-) -> Losses:
+def per_text(score: Score, is_masked_T: torch.Tensor, lengths: Sequence[int]) -> Losses:
     """Gather what the head said of R positions into one record of B texts."""
     owner = text_of(is_masked_T, lengths)
     zeros = torch.zeros(len(lengths), device=owner.device)
     masked = zeros.index_add(0, owner, torch.ones_like(score.entropy_R))
     entropy = zeros.index_add(0, owner, score.entropy_R) / masked.clamp_min(1)
     accuracy = zeros.index_add(0, owner, score.correct_R.float()) / masked.clamp_min(1)
-    number = torch.tensor(float(len(lengths) if count is None else count), device=owner.device)
+    number = torch.tensor(float(len(lengths)), device=owner.device)
     return Losses(score.total, number, entropy, accuracy, masked)

@@ -19,9 +19,7 @@ class MaskingConfig:
     all_mask: float = 0.25
     """Probability that the whole text is masked, t = 1 (App. C, the all-mask utilisation schedule)."""
     t_min: float = 0.001
-    """Smallest level: otherwise t is uniform between this and `t_max`. Bounds the weight 1/t."""
-    t_max: float = 1.0
-    """Largest level; below 1 (or equal to t_min) only in evaluation."""
+    """Smallest level: otherwise t is uniform between this and 1. Bounds the weight 1/t."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class MaskedTexts:
 def draw_level(generator: torch.Generator, config: MaskingConfig) -> float:
     """t of one text: 1 with probability `all_mask`, else uniform in [t_min, 1)."""
     coin, u = torch.rand(2, generator=generator).tolist()
-    return 1.0 if coin < config.all_mask else config.t_min + (config.t_max - config.t_min) * u
+    return 1.0 if coin < config.all_mask else config.t_min + (1 - config.t_min) * u
 
 
 def mask(length: int, t: float, generator: torch.Generator) -> torch.Tensor:

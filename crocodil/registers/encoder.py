@@ -61,6 +61,8 @@ class RegisterEncoder(nn.Module):
         self.eos_id = eos_id
         self.scale = scale
         backbone.set_attn_implementation(ATTENTION)
+        # the row of EOS is an input like any other: as "padding" it would begin at zero and never be trained
+        backbone.embed_tokens.padding_idx = None
         table = backbone.embed_tokens.weight
         self.suffix = nn.Parameter(torch.empty(K - 1, self.D, device=table.device, dtype=table.dtype))
         self.norm = nn.LayerNorm(self.D) if scale == "layer_norm" else None
@@ -154,6 +156,5 @@ def fresh_encoder(
         tie_word_embeddings=True,
         bos_token_id=eos_id,
         eos_token_id=eos_id,
-        pad_token_id=eos_id,
     )
     return RegisterEncoder(Qwen3Model(config), K, eos_id, scale)

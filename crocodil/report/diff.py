@@ -106,16 +106,47 @@ def _segments(source: str, text: str) -> list[tuple[str, str]]:
     """The two texts cut alike: pairs of equal pieces, and pairs of which one stands in the other's place."""
     pairs: list[tuple[str, str]] = []
     for op in Levenshtein.opcodes(source, text):
-        old, new = source[op.src_start : op.src_end], text[op.dest_start : op.dest_end]
-        if pairs and op.tag != "equal" and pairs[-1][0] != pairs[-1][1]:
-            pairs[-1] = (pairs[-1][0] + old, pairs[-1][1] + new)
+        pair = (source[op.src_start : op.src_end], text[op.dest_start : op.dest_end])
+        if pairs and op.tag != "equal" and _changed(pairs[-1]):
+            pairs[-1] = _joined(pairs[-1], pair)
         else:
-            pairs.append((old, new))
+            pairs.append(pair)
+    pairs = _slid(pairs)
     merged: list[tuple[str, str]] = []
-    for index, (old, new) in enumerate(pairs):
-        island = old == new and 0 < index < len(pairs) - 1 and len(old) < ISLAND and "\n" not in old
-        if merged and merged[-1][0] != merged[-1][1] and (old != new or island):
-            merged[-1] = (merged[-1][0] + old, merged[-1][1] + new)
+    for index, pair in enumerate(pairs):
+        island = 0 < index < len(pairs) - 1 and len(pair[0]) < ISLAND and "\n" not in pair[0]
+        if merged and _changed(merged[-1]) and (_changed(pair) or island):
+            merged[-1] = _joined(merged[-1], pair)
         else:
-            merged.append((old, new))
+            merged.append(pair)
     return merged
+
+
+def _slid(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Insertions and deletions moved, where it costs nothing, to take whole lines: `two⏎` instead of `wo⏎t`."""
+    slid = list(pairs)
+    for at in range(1, len(slid) - 1):
+        before, (old, new), after = slid[at - 1][0], slid[at], slid[at + 1][0]
+        edit = old or new
+        if (old and new) or not edit or _changed(slid[at - 1]) or _changed(slid[at + 1]):
+            continue
+        whole, start = before + edit + after, len(before)
+        first = last = start
+        while first > 0 and whole[first - 1] == whole[first - 1 + len(edit)]:
+            first -= 1
+        while last < start + len(after) and whole[last] == whole[last + len(edit)]:
+            last += 1
+        best = max(range(first, last + 1), key=lambda i: (whole[:i].endswith("\n"), i == start))
+        edit = whole[best : best + len(edit)]
+        slid[at - 1] = (whole[:best], whole[:best])
+        slid[at] = (edit, "") if old else ("", edit)
+        slid[at + 1] = (whole[best + len(edit) :],) * 2
+    return [pair for pair in slid if pair != ("", "")]
+
+
+def _changed(pair: tuple[str, str]) -> bool:
+    return pair[0] != pair[1]
+
+
+def _joined(a: tuple[str, str], b: tuple[str, str]) -> tuple[str, str]:
+    return a[0] + b[0], a[1] + b[1]

@@ -24,6 +24,18 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """One text of some registers at one NFE."""
+
+    index: int
+    """Of the text, from 0."""
+    text: str
+    nfe: int
+    seconds: float
+    """Wall time of decoding this text."""
+
+
+@dataclass(frozen=True)
 class Encoded:
     """One text as registers, and what it took."""
 
@@ -83,7 +95,26 @@ def reconstruct(
     model: Model, encoded: Sequence[Encoded], decoding: Decoding, progress: Progress | None = None
 ) -> list[Reconstruction]:
     """Decode every text at every NFE: in the order of the texts, and of the NFE within a text."""
-    return [_reconstruct(model, one, decoding, nfe, progress) for one in encoded for nfe in decoding.nfe]
+    return [
+        Reconstruction(
+            one.file, one.text, new.text, cer(new.text, one.text), new.nfe, one.seconds + new.seconds
+        )
+        for one in encoded
+        for new in decode(model, one.registers, decoding, progress)
+    ]
+
+
+def decode(
+    model: Model, registers: Registers, decoding: Decoding, progress: Progress | None = None
+) -> list[Decoded]:
+    """Every text of the registers at every NFE, in the same order."""
+    decoded = []
+    for index in range(len(registers)):
+        for nfe in decoding.nfe:
+            began = time.perf_counter()
+            (text,) = _write(model, registers[index], decoding, nfe, progress)
+            decoded.append(Decoded(index, text, nfe, time.perf_counter() - began))
+    return decoded
 
 
 def pieces(model: Model, sources: Sequence[Source], length: int, count: int) -> list[str]:
@@ -155,18 +186,9 @@ def record_demasking(model: Model, encoded: Encoded, decoding: Decoding, nfe: in
     return Demasking(encoded.file, tokens, nfe, min(decoding.block_size or length, length))
 
 
-def window_evaluations(encoded: Sequence[Encoded], decoding: Decoding) -> int:
+def window_evaluations(encoded: Sequence[Encoded], nfes: Sequence[int]) -> int:
     """What `reconstruct` will report to its progress in all."""
-    return sum(len(one.registers.values_WKD) for one in encoded) * sum(decoding.nfe)
-
-
-def _reconstruct(
-    model: Model, one: Encoded, decoding: Decoding, nfe: int, progress: Progress | None
-) -> Reconstruction:
-    began = time.perf_counter()
-    (text,) = _write(model, one.registers, decoding, nfe, progress)
-    seconds = one.seconds + time.perf_counter() - began
-    return Reconstruction(one.file, one.text, text, cer(text, one.text), nfe, seconds)
+    return sum(len(one.registers.values_WKD) for one in encoded) * sum(nfes)
 
 
 def _write(

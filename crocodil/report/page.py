@@ -200,11 +200,13 @@ def _facts(model: ModelFacts, k: int) -> list[tuple[str, str]]:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    return (f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB").replace(
+        " ", "\N{NO-BREAK SPACE}"
+    )
 
 
 def _count(number: int) -> str:
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= unit:
-            return f"{number / unit:.1f} {name}"
+            return f"{number / unit:.1f}\N{NO-BREAK SPACE}{name}"
     return str(number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Lightness rises evenly, so that the order also shows without colour.
-_ANCHORS = ((25, 50, 76), (22, 92, 104), (32, 134, 107), (110, 174, 87), (190, 204, 92), (246, 224, 141))
+_ANCHORS = ((56, 74, 138), (35, 112, 142), (31, 154, 137), (108, 192, 104), (190, 212, 92), (247, 226, 146))
 
 
 def step_colour(step: int, steps: int) -> str:

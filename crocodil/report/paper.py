@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
+
+from crocodil.errors import CrocodilError
+
 LENGTH = 256
 CAPTION = "paper, LLaDA-8B, 256 tokens, K=128"
 
@@ -29,16 +34,29 @@ CER: dict[tuple[int, int], float] = {
 """(block size, NFE) to character error rate."""
 
 
-def grid(length: int) -> list[tuple[int, int]]:
-    """The lines of Table 1 for windows of another length: blocks keep their share of it, NFE its number."""
-    rows = [(max(1, block * length // LENGTH), nfe) for block, nfe in CER]
-    return list(dict.fromkeys(row for row in rows if _possible(*row, length)))
+def rows(
+    length: int, block_sizes: Sequence[int] | None = None, nfes: Sequence[int] | None = None
+) -> list[tuple[int, int]]:
+    """Lines of a table block size × NFE for windows of another length.
 
+    Left to itself it is Table 1: blocks keep their share of the window, NFE its number. Of what is given instead,
+    every pair is taken; a pair that the sampler does not allow is left out.
 
-def full_grid(length: int, nfes: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Every block size of Table 1, in its share of `length`, with each of `nfes` that it allows."""
-    blocks = dict.fromkeys(max(1, block * length // LENGTH) for block, _ in CER)
-    return [(block, nfe) for block in blocks for nfe in nfes if _possible(block, nfe, length)]
+    Raises:
+        CrocodilError: nothing is left.
+    """
+    lines = [(max(1, block * length // LENGTH), nfe) for block, nfe in CER]
+    if block_sizes is not None or nfes is not None:
+        block_sizes = block_sizes or [block for block, _ in lines]
+        nfes = nfes or [nfe for _, nfe in lines]
+        lines = list(product(dict.fromkeys(block_sizes), dict.fromkeys(nfes)))
+    possible = [line for line in dict.fromkeys(lines) if _possible(*line, length)]
+    if not possible:
+        raise CrocodilError(
+            f"no block size allows any NFE asked for in windows of {length} tokens; NFE lies between the number of "
+            f"blocks and {length}"
+        )
+    return possible
 
 
 def cer_at(block_size: int, nfe: int, length: int) -> float | None:
@@ -48,4 +66,5 @@ def cer_at(block_size: int, nfe: int, length: int) -> float | None:
 
 
 def _possible(block_size: int, nfe: int, length: int) -> bool:
-    return -(-length // block_size) <= nfe <= length
+    """Whether every block gets a step, and no step is without a token."""
+    return 1 <= block_size <= length and -(-length // block_size) <= nfe <= length

@@ -157,6 +157,17 @@ def test_every_parameter_is_in_the_graph_and_hidden_suffixes_get_zero(
     assert (rows[: k - 1] > 1e-6).all() and (rows[k - 1 :] == 0).all()
 
 
+def test_the_row_of_eos_is_trained(make_encoder: Make) -> None:
+    """Even where a config calls EOS the padding, whose row torch would leave as it is."""
+    made = make_encoder()
+    assert made.backbone.embed_tokens.weight[made.eos_id].norm() > 0.1
+    made.backbone.embed_tokens.padding_idx = made.eos_id
+    encoder = RegisterEncoder(made.backbone, 4, made.eos_id)
+    (z,) = encode(encoder, [[]], 4)
+    z.square()[:, 0].sum().backward()
+    assert encoder.backbone.embed_tokens.weight.grad[made.eos_id].norm() > 1e-6
+
+
 @pytest.mark.parametrize("lengths", [(6, 6), (5, 7)])
 def test_it_runs_under_bf16_autocast(lengths: tuple[int, int], make_encoder: Make) -> None:
     encoder = make_encoder()

@@ -1,0 +1,247 @@
+"""One function for each verb: read, check, load, run, show."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+import crocodil
+from crocodil.cli.inputs import read_file, read_source, read_sources
+from crocodil.errors import CrocodilError
+from crocodil.report.progress import bar, spinner
+from crocodil.report.records import Decoding, Report
+from crocodil.report.visible import visible
+
+if TYPE_CHECKING:
+    from crocodil.model import Model
+
+REPORT_WINDOWS = 4
+"""Windows that the small table of `autoencode --report` is measured on."""
+PICTURE_NFE = 16
+"""Steps of the picture of a demasking, or the nearest NFE that was asked for."""
+
+
+def autoencode(args: argparse.Namespace) -> None:
+    """Texts to registers and back (Alg. 6)."""
+    sources = read_sources(args.files, args.held_out)
+    folder = _folder(args.report)
+    model = _load(args.model)
+    from crocodil.report import measure, paper
+
+    decoding = _decoding(args)
+    length = decoding.length or model.window
+    rows = paper.rows(length, nfes=decoding.nfe) if folder else []
+    measure.rehearse(model, decoding, rows)
+    texts = measure.pieces(model, sources, min(length, model.window), REPORT_WINDOWS) if folder else []
+    encoded = measure.encode(model, sources, decoding.k, decoding.truncate)
+    with bar("autoencoding", measure.window_evaluations(encoded, decoding.nfe)) as progress:
+        results = measure.reconstruct(model, encoded, decoding, progress)
+    with bar("block size × NFE", len(texts) * sum(nfe for _, nfe in rows)) as progress:
+        grid = measure.score_grid(model, texts, rows, decoding, progress) if texts else []
+    demasking = None
+    if folder:
+        shown = next((one for one in encoded if one.text), encoded[0])
+        steps = min(decoding.nfe, key=lambda nfe: abs(nfe - PICTURE_NFE))
+        demasking = measure.record_demasking(model, shown, decoding, steps)
+
+    if args.json:
+        _print_json({"model": model.name, "items": [asdict(result) for result in results]})
+    else:
+        from crocodil.report.terminal import show_demasking, show_grid, show_reconstructions
+
+        console = _console()
+        show_reconstructions(console, results)
+        if grid:
+            show_grid(console, grid)
+        if demasking:
+            show_demasking(console, demasking)
+    if folder:
+        title = (
+            "A text through registers and back" if len(sources) == 1 else "Texts through registers and back"
+        )
+        measured = {"reconstructions": results, "grid": grid, "grid_length": length, "demasking": demasking}
+        _write(folder, _report(model, decoding, title, **measured))
+
+
+def encode(args: argparse.Namespace) -> None:
+    """Texts to a file of registers."""
+    sources = read_sources(args.files)
+    out = Path(args.out)
+    if not out.parent.is_dir():
+        raise CrocodilError(f"{out.parent}, the folder of --out, does not exist; make it first")
+    if out.is_dir() or any(out.resolve() == Path(source.file).resolve() for source in sources):
+        raise CrocodilError(
+            f"--out {out} is a folder or one of the texts; name the file to write registers to"
+        )
+    model = _load(args.model)
+    registers = model.encode(
+        [s.text for s in sources], args.k, truncate=args.truncate, split=not args.truncate
+    )
+    registers.save(out)
+    _say(f"{out}: {sum(registers.windows)} windows of {registers.k} registers, {registers.D} wide")
+    if args.json:
+        items = [
+            {"file": source.file, "windows": windows}
+            for source, windows in zip(sources, registers.windows, strict=True)
+        ]
+        _print_json(
+            {"model": model.name, "out": str(out), "k": registers.k, "D": registers.D, "items": items}
+        )
+
+
+def decode(args: argparse.Namespace) -> None:
+    """A file of registers to texts. One text at one NFE is printed as it is, several stand under headings."""
+    read_file(args.registers)
+    model = _load(args.model)
+    from crocodil.registers.registers import Registers
+    from crocodil.report import measure
+
+    decoding = _decoding(args)
+    registers = Registers.load(args.registers)
+    measure.rehearse(model, decoding)
+    with bar("decoding", len(registers.values_WKD) * sum(decoding.nfe)) as progress:
+        items = measure.decode(model, registers, decoding, progress)
+    if args.json:
+        _print_json({"model": model.name, "items": [asdict(item) for item in items]})
+    else:
+        _print_texts([(f"text {item.index + 1}, NFE {item.nfe}", item.text) for item in items])
+
+
+def interpolate(args: argparse.Namespace) -> None:
+    """Texts on the way from one to another (App. D, Fig. 8)."""
+    a, b = (read_source(file) for file in args.files)
+    model = _load(args.model)
+    from crocodil.report import measure
+
+    decoding = _decoding(args)
+    measure.rehearse(model, decoding)
+    first, second = (one.registers for one in measure.encode(model, [a, b], decoding.k, decoding.truncate))
+    if first.windows != second.windows:
+        raise CrocodilError(
+            f"{a.file} takes {first.windows[0]} windows and {b.file} {second.windows[0]}; only as many can be mixed, "
+            "and --truncate cuts both to one"
+        )
+    mixed = [(alpha, first.mix(second, alpha)) for alpha in args.alphas]
+    with bar("interpolating", len(mixed) * len(first.values_WKD) * sum(decoding.nfe)) as progress:
+        items = [
+            {"alpha": alpha, "text": item.text, "nfe": item.nfe, "seconds": item.seconds}
+            for alpha, registers in mixed
+            for item in measure.decode(model, registers, decoding, progress)
+        ]
+    if args.json:
+        _print_json({"model": model.name, "items": items})
+    else:
+        _print_texts([(f"alpha {item['alpha']:g}, NFE {item['nfe']}", str(item["text"])) for item in items])
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """The table block size × NFE (Tab. 1) on held-out programs."""
+    sources = read_sources(args.files, args.held_out)
+    folder = _folder(args.report)
+    model = _load(args.model)
+    from crocodil.report import measure, paper
+
+    decoding = Decoding((), args.k, None, args.length, args.temperature, args.seed)
+    length = decoding.length or model.window
+    rows = paper.rows(length, args.block_size, args.nfe)
+    measure.rehearse(model, decoding, rows)
+    texts = measure.pieces(model, sources, min(length, model.window), args.windows)
+    if not texts:
+        raise CrocodilError("the files are empty, so there is nothing to measure; name others")
+    with bar("evaluating", len(texts) * sum(nfe for _, nfe in rows)) as progress:
+        grid = measure.score_grid(model, texts, rows, decoding, progress)
+    if args.json:
+        _print_json(
+            {
+                "model": model.name,
+                "k": model.K if args.k is None else args.k,
+                "length": length,
+                "windows": len(texts),
+                "rows": [asdict(row) for row in grid],
+            }
+        )
+    else:
+        from crocodil.report.terminal import show_grid
+
+        show_grid(_console(), grid)
+    if folder:
+        title = "Reconstruction by block size and NFE"
+        _write(folder, _report(model, decoding, title, grid=grid, grid_length=length))
+
+
+def info(args: argparse.Namespace) -> None:
+    """What a model is."""
+    model = _load(args.model)
+    from crocodil.report.facts import model_facts
+
+    facts = asdict(model_facts(model))
+    if args.json:
+        _print_json(facts)
+        return
+    for name, value in facts.items():
+        shown = f"{value:,}" if isinstance(value, int) else value or "not stated"
+        print(f"{name.replace('_', ' '):20} {visible(shown)}")
+
+
+def _load(name: str) -> Model:
+    with spinner("loading the model"):
+        return crocodil.load(name)
+
+
+def _decoding(args: argparse.Namespace) -> Decoding:
+    truncate = getattr(args, "truncate", False)
+    k = getattr(args, "k", None)
+    return Decoding(args.nfe, k, args.block_size, args.length, args.temperature, args.seed, truncate)
+
+
+def _folder(name: str | None) -> Path | None:
+    """The folder of a report, refused early where no page can be written into it."""
+    folder = None if name is None else Path(name)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise CrocodilError(f"--report {folder} is a file; name a folder for the report")
+    return folder
+
+
+def _report(model: Model, decoding: Decoding, title: str, **measured: Any) -> Report:
+    from crocodil.report.facts import machine, model_facts
+
+    k = model.K if decoding.k is None else decoding.k
+    return Report(title, model_facts(model), k, machine(model.device), crocodil.__version__, **measured)
+
+
+def _write(folder: Path, report: Report) -> None:
+    from crocodil.report.page import write_report
+
+    _say(f"report: {write_report(folder, report)}")
+
+
+def _console() -> Console:
+    return Console(file=sys.stdout, highlight=False)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _print_json(document: object) -> None:
+    # ASCII, so that it is the same whatever the terminal's encoding
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def _print_texts(texts: Sequence[tuple[str, str]]) -> None:
+    """Texts under their headings, one alone without; as they are for a file or a pipe, harmless for a terminal."""
+    for at, (heading, text) in enumerate(texts):
+        if len(texts) > 1:
+            text = f"{'' if at == 0 else chr(10)}==> {heading} <==\n{text}"
+        if sys.stdout.isatty():
+            print(visible(text), end="" if text.endswith("\n") else "\n")
+        else:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))

@@ -1,0 +1,1 @@
+"""One runner per figure or table of the paper: the numbers, on held-out texts."""

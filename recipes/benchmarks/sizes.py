@@ -1,0 +1,182 @@
+"""Every size of every benchmark, in one place.
+
+FULL is what is reported, QUICK is a look in passing, TINY is for the tests and means nothing as a timing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LLADA_ROWS = 126_464
+"""Rows of LLaDA's embedding table: the true vocabulary."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A demasker of random weights, in the names of LLaDA's config."""
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    mlp_hidden_size: int
+    vocab_size: int
+
+
+SHAPE_FAITHFUL = Network(d_model=512, n_layers=8, n_heads=8, mlp_hidden_size=1536, vocab_size=3952)
+"""Head and blocks share the work as in LLaDA-8B, where the head is 7.4 % of the blocks."""
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """P1."""
+
+    network: Network
+    length: int
+    """N, text positions."""
+    registers: int
+    """k, in the prefix on both sides; without them a text that is all mask is the same at every position."""
+    shares: tuple[float, ...]
+    """Share of the positions that is masked."""
+    runs: tuple[tuple[int, int], ...]
+    """(B, steps that are timed together)."""
+    temperatures: tuple[float, ...]
+    checked_steps: int
+    """NFE of the whole runs whose tokens are compared before anything is timed."""
+
+
+@dataclass(frozen=True)
+class DrawSizes:
+    """P2."""
+
+    rows: int
+    vocab_size: int
+    draws: int
+    """Draws of the check that the law is softmax(logits / temperature)."""
+
+
+@dataclass(frozen=True)
+class LossSizes:
+    """P5."""
+
+    positions: int
+    d_model: int
+    vocab_size: int
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EncodeSizes:
+    """P8."""
+
+    texts: int
+    longest: int
+    """Tokens of a text at most; longer files are passed over."""
+    hidden_size: int
+    layers: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class ScalingSizes:
+    """P10. The largest of each is written last."""
+
+    network: Network
+    lengths: tuple[int, ...]
+    length_registers: int
+    registers: tuple[int, ...]
+    registers_length: int
+    batches: tuple[int, ...]
+    batches_length: int
+    files: tuple[int, ...]
+    file_characters: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All benchmarks."""
+
+    name: str
+    pairs: int
+    """Timed pairs after the warm-up."""
+    least_seconds: float
+    """A timing shorter than this is repeated until it is as long."""
+    gemm: int
+    """Rows and columns of the matrices that calibrate."""
+    copy_bytes: int
+    step: StepSizes
+    draw: DrawSizes
+    loss: LossSizes
+    encode: EncodeSizes
+    scaling: ScalingSizes
+
+
+FULL = Sizes(
+    name="full",
+    pairs=5,
+    least_seconds=0.2,
+    gemm=2048,
+    copy_bytes=1 << 28,
+    step=StepSizes(SHAPE_FAITHFUL, 256, 8, (1.0, 0.5, 0.1), ((1, 4), (8, 1)), (0.0, 1.0), 4),
+    draw=DrawSizes(32, LLADA_ROWS, 2000),
+    loss=LossSizes(1024, 256, LLADA_ROWS, (0.5, 1.0)),
+    encode=EncodeSizes(192, 512, 256, 4, 2048),
+    scaling=ScalingSizes(
+        SHAPE_FAITHFUL,
+        lengths=(128, 256, 512, 1024),
+        length_registers=8,
+        registers=(1, 8, 32, 128),
+        registers_length=256,
+        batches=(1, 2, 4, 8, 16),
+        batches_length=128,
+        files=(100, 1_000, 10_000),
+        file_characters=500,
+    ),
+)
+
+QUICK = Sizes(
+    name="quick",
+    pairs=5,
+    least_seconds=0.1,
+    gemm=1024,
+    copy_bytes=1 << 26,
+    step=StepSizes(SHAPE_FAITHFUL, 128, 8, (1.0, 0.1), ((1, 2),), (0.0, 1.0), 2),
+    draw=DrawSizes(16, LLADA_ROWS, 500),
+    loss=LossSizes(256, 256, LLADA_ROWS, (0.5,)),
+    encode=EncodeSizes(64, 256, 256, 4, 2048),
+    scaling=ScalingSizes(
+        SHAPE_FAITHFUL,
+        lengths=(128, 256, 512),
+        length_registers=8,
+        registers=(1, 128),
+        registers_length=128,
+        batches=(1, 2, 4),
+        batches_length=128,
+        files=(100, 1_000),
+        file_characters=500,
+    ),
+)
+
+_TOY = Network(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64, vocab_size=96)
+
+TINY = Sizes(
+    name="tiny",
+    pairs=2,
+    least_seconds=0.0,
+    gemm=64,
+    copy_bytes=1 << 16,
+    step=StepSizes(_TOY, 24, 2, (1.0, 0.5), ((1, 2), (2, 1)), (0.0, 1.0), 3),
+    draw=DrawSizes(4, 1536, 200),
+    loss=LossSizes(24, 16, 300, (0.5, 1.0)),
+    encode=EncodeSizes(5, 64, 32, 2, 300),
+    scaling=ScalingSizes(
+        _TOY,
+        lengths=(8, 16),
+        length_registers=2,
+        registers=(1, 4),
+        registers_length=8,
+        batches=(1, 2),
+        batches_length=8,
+        files=(4, 8),
+        file_characters=200,
+    ),
+)
