@@ -52,12 +52,12 @@ setup: $(DEV) ## create .venv with everything, at pinned versions
 # --- use ---
 
 autoencode: $(BASE) ## programs to registers and back, a report in outputs/; FILE=path.py for your own
-	@$(BIN)/crocodil autoencode $(FILE) --html outputs/autoencode.html $(ARGS)
+	@$(BIN)/crocodil autoencode $(FILE) --nfe 4,16,64 --report outputs/autoencode $(ARGS)
 
-report: $(BASE) ## measure the bundled model on held-out programs, tables and pictures in outputs/
-	@$(BIN)/crocodil evaluate --html outputs/evaluation.html $(ARGS)
+report: $(BASE) ## measure the bundled model on held-out programs: the paper's Table 1, in outputs/
+	@$(BIN)/crocodil evaluate --report outputs/evaluation $(ARGS)
 
-bench: $(DEV) ## time and memory against the plain way, as ratios; ARGS="--official PATH"
+bench: $(DEV) ## time and memory against the plain way, as ratios; ARGS="--official PATH", ARGS=--quick
 	@$(BIN)/python recipes/benchmarks/run.py $(ARGS)
 
 train-nano: $(BASE) ## train the bundled model from nothing; LAUNCH=launch/gpu.yaml for a GPU

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -130,4 +131,4 @@ def _varlen(
         segments.longest,
         window_size=(-1, 0) if causal else (-1, -1),
     )
-    return out[None]
+    return cast(torch.Tensor, out)[None]

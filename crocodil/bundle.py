@@ -12,11 +12,12 @@ Only safetensors and JSON are read; nothing is unpickled and no code of the fold
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from tokenizers import Tokenizer
@@ -24,18 +25,29 @@ from tokenizers.processors import TemplateProcessing
 from transformers import Qwen3Config, Qwen3Model
 
 from crocodil.autoencoder import Autoencoder
-from crocodil.demasker.guided import GuideConfig, GuidedDemasker
+from crocodil.demasker.guided import GuideConfig, GuidedDemasker, Layout
 from crocodil.demasker.llada import LLaDA
-from crocodil.demasker.shards import load_tensors, save_tensors
+from crocodil.demasker.shards import load_tensors, read_json, save_tensors
 from crocodil.demasker.weights import load_llada, save_llada
 from crocodil.errors import CrocodilError
-from crocodil.registers.encoder import RegisterEncoder
+from crocodil.registers.encoder import RegisterEncoder, Scale
 from crocodil.registers.geometry import RegisterNoise
 from crocodil.text.vocabulary import Vocabulary
 
 FORMAT = 1
 INDEX = "config.json"
 BUNDLED = Path(__file__).parent / "models" / "nano"
+_CHOICES = {
+    "kind": ("autoencoder", "unguided"),
+    "layout": get_args(Layout),
+    "scale": get_args(Scale),
+}
+# What shapes a Qwen3. Nothing else of its config is written, because other versions of transformers have other keys.
+_SHAPE = (
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_parameters",
+    "tie_word_embeddings", "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ def save_autoencoder(
         (folder / "training.json").write_text(
             json.dumps(trained, indent=2, default=str) + "\n", encoding="utf-8"
         )
+    (folder / "README.md").write_text(_card(autoencoder, vocabulary, window, trained or {}), encoding="utf-8")
     index = Index(
         "autoencoder",
         vocabulary.fingerprint,
@@ -120,8 +133,51 @@ def save_autoencoder(
     _write_index(folder, index)
 
 
+def _card(autoencoder: Autoencoder, vocabulary: Vocabulary, window: int, trained: Mapping[str, Any]) -> str:
+    """A model card: what it is, how it was made, how to use it. What it reaches is for whoever measured it to add."""
+    encoder, demasker = autoencoder.encoder, autoencoder.demasker
+    sizes = demasker.llada.config
+    millions = lambda module: f"{sum(p.numel() for p in module.parameters()) / 1e6:,.1f} M"  # noqa: E731
+    steps = trained.get("steps")
+    how = (
+        f"`recipes/{trained['recipe']}.py`, {steps:,} optimiser steps; every setting is in `training.json`."
+        if steps
+        else ""
+    )
+    return f"""---
+library_name: crocodil
+license: apache-2.0
+---
+
+# A crocodil autoencoder
+
+Writes a text into up to {encoder.K} ordered registers of width {encoder.D}, and writes the registers back into text
+by guided masked diffusion (CRoCoDiL).
+
+| | |
+| --- | --- |
+| encoder | Qwen3, {encoder.backbone.config.num_hidden_layers} layers, width {encoder.D}, {millions(encoder)} parameters |
+| demasker | LLaDA, {sizes.n_layers} layers, width {sizes.d_model}, {millions(demasker)} parameters |
+| vocabulary | {vocabulary.size:,} tokens, fingerprint `{vocabulary.fingerprint}` |
+| window | {window} tokens |
+| registers | norm √D ({encoder.scale}), prefix layout `{demasker.config.layout}` |
+
+{how}
+
+```python
+import crocodil
+
+model = crocodil.load("PATH")
+registers = model.encode("def double(x):\\n    return 2 * x\\n")
+model.decode(registers, nfe=16)
+```
+
+Trained from LLaDA or Qwen3-Embedding weights, it inherits their licences (MIT and Apache-2.0).
+"""
+
+
 def read_index(folder: Path) -> Index:
-    """config.json of a bundle; unknown keys and other formats are refused."""
+    """config.json of a bundle; unknown keys, other formats and impossible values are refused."""
     file = folder / INDEX
     if not folder.is_dir() or not file.is_file():
         raise CrocodilError(
@@ -138,9 +194,19 @@ def read_index(folder: Path) -> Index:
                 f"{file}: format {values.get('format')!r}, this version of crocodil reads {FORMAT}"
             )
         values["local_pairs"] = tuple(values.get("local_pairs", ()))
-        return Index(**values)
-    except (OSError, json.JSONDecodeError, TypeError, AttributeError) as error:
+        index = Index(**values)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise CrocodilError(f"{file} cannot be read ({error}); copy the model again") from None
+    for name, choices in _CHOICES.items():
+        if getattr(index, name) not in choices:
+            raise CrocodilError(
+                f"{file}: {name} is {getattr(index, name)!r}, not one of {', '.join(choices)}"
+            )
+    if any(type(n) is not int or n < 0 for n in (index.window, index.K, index.D, *index.local_pairs)):
+        raise CrocodilError(
+            f"{file}: window, K, D and local_pairs must be whole numbers; copy the model again"
+        )
+    return index
 
 
 def load_autoencoder(
@@ -203,12 +269,8 @@ def _save_encoder(
     folder.mkdir()
     backbone = encoder.backbone
     kept = dtype or backbone.dtype
-    config = backbone.config.to_dict() | {
-        "architectures": ["Qwen3Model"],
-        "dtype": str(kept).removeprefix("torch."),
-    }
-    config.pop("_attn_implementation", None)
-    config.pop("attn_implementation", None)
+    config = {key: value for key, value in backbone.config.to_dict().items() if key in _SHAPE}
+    config |= {"architectures": ["Qwen3Model"], "dtype": str(kept).removeprefix("torch.")}
     _write_json(folder / "config.json", config)
     save_tensors(backbone.state_dict(), folder, dtype=dtype)
     extra = {"suffix": encoder.suffix}
@@ -252,12 +314,20 @@ def _save_encoder(
 
 def _load_backbone(folder: Path) -> Qwen3Model:
     """A Qwen3 in float32 from config.json and safetensors, every tensor accounted for."""
+    file = folder / "config.json"
+    values = read_json(file)
+    known = Qwen3Config().to_dict()
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "remove it"
+            raise CrocodilError(f"{file}: unknown key {key!r} for a Qwen3; {hint}")
     try:
-        config = Qwen3Config(**json.loads((folder / "config.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CrocodilError(
-            f"{folder / 'config.json'} cannot be read ({error}); copy the model again"
-        ) from None
+        config = Qwen3Config(**values)
+    except (
+        Exception
+    ) as error:  # transformers and the hub's validators raise what they like, over several lines
+        raise CrocodilError(f"{file}: {' '.join(str(error).split())}; copy the model again") from None
     tensors = load_tensors(folder, dtype=torch.float32)
     backbone = Qwen3Model(config)
     _account(backbone.state_dict(), tensors, folder)

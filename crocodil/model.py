@@ -164,11 +164,16 @@ class Model:
         length = self.window if length is None else length
         if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= longest:
             raise CrocodilError(f"length must be a whole number between 1 and {longest}, not {length!r}")
+        for name, value in {"nfe": nfe, "seed": seed, "block_size": length if block_size is None else block_size}.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise CrocodilError(f"{name} must be a whole number, not {value!r}")
+        rows_V = self.vocabulary.size
         pieces: list[str] = []
         calls = 0
         for start in range(0, len(values), max(1, ROW_TOKENS // length)):
             z_BKD = values[start : start + max(1, ROW_TOKENS // length)].to(self.device)
-            predict = lambda ids, rows, z=z_BKD: self.autoencoder.demasker.logits(ids, rows, z)  # noqa: E731
+            # spare rows of a padded table stand for nothing, so they are never predicted
+            predict = lambda ids, rows, z=z_BKD: self.autoencoder.demasker.logits(ids, rows, z)[:, :rows_V]  # noqa: E731
             result = demask(
                 predict,
                 torch.full((len(z_BKD), length), self.vocabulary.mask_id, device=self.device),
@@ -184,7 +189,7 @@ class Model:
                 ],
                 on_step=on_step,
             )
-            calls = result.nfe
+            calls = max(calls, result.nfe)
             pieces += [self.vocabulary.decode(ids) for ids in result.ids.tolist()]
         texts, at = [], 0
         for windows in registers.windows:
@@ -204,10 +209,16 @@ class Model:
         b: str,
         alphas: Iterable[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
         k: int | None = None,
+        *,
+        truncate: bool = False,
+        split: bool = False,
         **decoding: object,
     ) -> list[str]:
-        """Texts on the way from a to b: registers mixed, renormalised, decoded (App. D, Fig. 8)."""
-        first, second = self.encode(a, k), self.encode(b, k)
+        """Texts on the way from a to b: registers mixed, renormalised, decoded (App. D, Fig. 8).
+
+        Long texts as in `encode`; with `split`, both must take as many windows.
+        """
+        first, second = (self.encode(text, k, truncate=truncate, split=split) for text in (a, b))
         return [self.decode(first.mix(second, float(alpha)), **decoding)[0] for alpha in alphas]  # type: ignore[arg-type]
 
     def _pieces(self, text: str, truncate: bool, split: bool) -> list[list[int]]:

@@ -7,20 +7,20 @@ The loss is LLaDA's: mask every token with probability t, predict the masked one
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 
 from crocodil.autoencoder import Corruption, at_level, corrupt
-from crocodil.bundle import save_unguided
+from crocodil.bundle import open_demasker, save_unguided
 from crocodil.demasker.llada import LLaDA, LLaDAConfig
 from crocodil.demasker.loss import Losses
 from crocodil.demasker.masking import MaskedTexts, MaskingConfig
 from crocodil.demasker.unguided import UnguidedDemasker
-from crocodil.demasker.weights import load_llada
 from crocodil.errors import one_line_errors
 from crocodil.metrics.cost import demasker_flops
 from crocodil.metrics.likelihood import score_levels
@@ -28,8 +28,8 @@ from crocodil.text.data import DataConfig, load_split, tokenised
 from crocodil.text.vocabulary import Vocabulary, train_bpe
 from crocodil.text.windows import Sample, Windows, pack
 from crocodil.training.accelerators import accelerator
-from crocodil.training.checkpoints import checkpoint_name, checkpoint_step, latest, prune, publishing
-from crocodil.training.config import parse_arguments, save_config
+from crocodil.training.checkpoints import checkpoint_name, prune, publishing
+from crocodil.training.config import flat, parse_arguments, save_config
 from crocodil.training.deal import deal
 from crocodil.training.engine import Engine
 from crocodil.training.log import MetricsLog, Progress
@@ -38,6 +38,7 @@ from crocodil.training.randomness import generator
 from crocodil.training.ranks import gather, total
 from crocodil.training.run_lock import run_lock
 from crocodil.training.signals import StopRequest
+from crocodil.training.start import find_start
 from crocodil.training.throughput import Throughput, peak_flops
 
 VALIDATION_LEVELS = (0.1, 0.5, 0.9)
@@ -74,8 +75,8 @@ class BaseRecipe:
     row_tokens: int = 16384
     """Tokens of a micro-batch: whole texts are packed into rows of at most this many."""
     ema: float = 0.0
-    precision: str = "no"
-    """`bf16` on GPUs that have it, `no` for float32."""
+    precision: Literal["auto", "bf16", "no"] = "auto"
+    """`auto` is bf16 on a GPU that has it, `no` is float32."""
     recompute: bool = False
     """Activation checkpointing, block by block."""
     seed: int = 0
@@ -102,8 +103,8 @@ def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None)
     # Texts and vocabulary.
     parts = load_split(config.data)
     if config.start is not None:
-        model = load_llada(config.start, dtype=torch.float32)
-        vocabulary = Vocabulary.load(config.start, mask_id=model.config.mask_token_id)
+        model, vocabulary = open_demasker(config.start)
+        model.allow(max(config.data.lengths))
     else:
         vocabulary = train_bpe((d.text for d in parts.train[::4]), config.shape.vocabulary)
         model = LLaDA(fresh_config(config.shape, vocabulary, max(config.data.lengths)))
@@ -121,32 +122,30 @@ def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None)
     del parts
 
     # Engine, and where it goes on.
+    corpus = windows.tokens.digest
+    start = find_start(run, resume, corpus)
     engine = Engine(ranks, UnguidedDemasker(model), config.optimiser, config.steps, ema=config.ema)
-    start = 0
-    if resume is not None:
-        checkpoint = latest(run) if resume == "newest" else Path(resume)
-        if checkpoint is not None:
-            engine.load(checkpoint)
-            start = checkpoint_step(checkpoint)
+    if start.checkpoint is not None:
+        engine.load(start.checkpoint)
     if ranks.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / "config.yaml")
     if config.tracker:
-        ranks.init_trackers("crocodil", config=asdict(config))
+        ranks.init_trackers("crocodil", config=flat(config))
 
     corruption = Corruption(masking=config.masking)
-    steps_per_epoch = len(windows) // config.batch_size
+    steps_per_epoch = windows.batches(config.batch_size)
     validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]
-    log = MetricsLog(run, start)
+    log = MetricsLog(run, start.step)
     peak = peak_flops(ranks.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     throughput = Throughput(peak * ranks.num_processes)
 
-    with StopRequest() as stop, Progress(config.steps, start) as progress:
-        progress.say(f"{len(windows):,} training windows, {len(held_out):,} held out, from step {start}")
-        for step in range(start, config.steps):
+    with StopRequest() as stop, Progress(config.steps, start.step) as progress:
+        progress.say(f"{len(windows):,} training windows, {len(held_out):,} held out, from step {start.step}")
+        for step in range(start.step, config.steps):
             # 1. The texts of this step, the same whatever the ranks: a pure function of (seed, step).
             epoch, batch = divmod(step, steps_per_epoch)
-            order = windows.order(epoch) if batch == 0 or step == start else order  # noqa: F821
+            order = windows.order(epoch) if batch == 0 or step == start.step else order  # noqa: F821
             chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
             samples = [windows.sample(int(i), epoch) for i in chosen]
             rows = deal(pack([s.length for s in samples], config.row_tokens), ranks.num_processes)
@@ -171,12 +170,11 @@ def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None)
             if done % config.log_every == 0 or done == config.steps:
                 interval = throughput.interval()
                 values = {"loss": loss / config.batch_size, "grad_norm": norm, "lr": engine.rate}
-                log.write(
-                    done, {**values, "tokens_per_second": interval.tokens_per_second, "mfu": interval.mfu}
-                )
+                speed = {"tokens_per_second": interval.tokens_per_second, "mfu": interval.mfu}
+                log.write(done, {**values, **speed})
                 progress.report(done, values, interval)
                 if config.tracker:
-                    ranks.log(values, step=done)
+                    ranks.log({**values, **speed}, step=done)
 
             # 5. Validate by masking level.
             if done % config.validate_every == 0 or done == config.steps:
@@ -189,15 +187,16 @@ def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None)
             asked = any(gather(stop.requested))
             if done % config.save_every == 0 or done == config.steps or asked:
                 with throughput.paused(), publishing(run, checkpoint_name(done)) as directory:
-                    engine.save(directory, done)
+                    engine.save(directory, done, 0, corpus)
                 prune(run, config.keep)
             if asked:
                 progress.say(f"stopped after step {done}; the same command with --resume goes on")
                 return
-        with engine.whole() as module, publishing(run, "export") as directory:
+        with engine.whole() as module, publishing(run, "export", replace=True) as directory:
             if ranks.is_main_process:
                 save_unguided(directory, module.llada, vocabulary)
         progress.say(f"exported to {run / 'export'}")
+    ranks.end_training()
 
 
 def cost(config: LLaDAConfig, batches: list[MaskedTexts]) -> tuple[int, float]:

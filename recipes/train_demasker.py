@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -27,8 +28,8 @@ from crocodil.text.data import DataConfig, load_split, tokenised
 from crocodil.text.vocabulary import Vocabulary
 from crocodil.text.windows import Sample, Windows, pack
 from crocodil.training.accelerators import accelerator
-from crocodil.training.checkpoints import checkpoint_name, latest, prune, publishing
-from crocodil.training.config import parse_arguments, save_config
+from crocodil.training.checkpoints import checkpoint_name, prune, publishing
+from crocodil.training.config import flat, parse_arguments, save_config
 from crocodil.training.deal import deal
 from crocodil.training.engine import Engine
 from crocodil.training.log import MetricsLog, Progress
@@ -37,6 +38,7 @@ from crocodil.training.randomness import generator
 from crocodil.training.ranks import gather, total
 from crocodil.training.run_lock import run_lock
 from crocodil.training.signals import StopRequest
+from crocodil.training.start import Start, find_start
 from crocodil.training.throughput import Throughput, peak_flops
 
 VALIDATION_LEVELS = (0.5, 1.0)
@@ -85,8 +87,8 @@ class DemaskerRecipe:
     row_tokens: int = 16384
     """Window tokens of a micro-batch: whole texts are packed into rows of at most this many."""
     ema: float = 0.0
-    precision: str = "no"
-    """`bf16` on GPUs that have it, `no` for float32."""
+    precision: Literal["auto", "bf16", "no"] = "auto"
+    """`auto` is bf16 on a GPU that has it, `no` is float32."""
     recompute: bool = False
     """Activation checkpointing, block by block."""
     export_dtype: str = "bfloat16"
@@ -127,16 +129,17 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
     )
     del parts
     validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]
-    steps_per_epoch = len(windows) // config.batch_size
+    steps_per_epoch = windows.batches(config.batch_size)
 
     # Where to go on.
-    checkpoint = None if resume is None else latest(run) if resume == "newest" else Path(resume)
-    step, trained_stage = (0, -1) if checkpoint is None else Engine.where(checkpoint)
+    corpus = windows.tokens.digest
+    start = find_start(run, resume, corpus)
+    step = start.step
     if ranks.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / "config.yaml")
     if config.tracker:
-        ranks.init_trackers("crocodil", config=asdict(config))
+        ranks.init_trackers("crocodil", config=flat(config))
     log = MetricsLog(run, step)
     peak = peak_flops(ranks.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     throughput = Throughput(peak * ranks.num_processes)
@@ -150,10 +153,10 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
         for stage, (until, trainable) in enumerate(stages):
             if step >= until and stage < len(stages) - 1:
                 continue
-            # A stage is entered from a checkpoint, with an engine of its own (DESIGN: re-entry, not surgery).
+            # A stage is entered from a checkpoint, with an engine of its own (docs/training.md).
             engine = Engine(ranks, module, config.optimiser, config.steps, trainable, config.ema, family)
-            if checkpoint is not None:
-                engine.load(checkpoint, stage_changed=stage != trained_stage)
+            if start.checkpoint is not None:
+                engine.load(start.checkpoint, stage_changed=stage != start.stage)
             order, order_epoch = windows.order(step // steps_per_epoch), step // steps_per_epoch
 
             while step < until:
@@ -203,16 +206,16 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
                 asked = any(gather(stop.requested))
                 if step % config.save_every == 0 or step == until or asked:
                     with throughput.paused(), publishing(run, checkpoint_name(step)) as directory:
-                        engine.save(directory, step, stage)
+                        engine.save(directory, step, stage, corpus)
                     prune(run, config.keep)
-                    checkpoint, trained_stage = run / checkpoint_name(step), stage
+                    start = Start(run / checkpoint_name(step), step, stage)
                 if asked:
                     progress.say(f"stopped after step {step}; the same command with --resume goes on")
                     return
             if step < config.steps:
                 engine.close()
 
-        with engine.whole() as averaged, publishing(run, "export") as directory:
+        with engine.whole() as averaged, publishing(run, "export", replace=True) as directory:
             if ranks.is_main_process:
                 save_autoencoder(
                     directory,
@@ -223,6 +226,7 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
                     trained={"recipe": "train_demasker", "steps": step, "config": asdict(config)},
                 )
         progress.say(f"exported to {run / 'export'}")
+    ranks.end_training()
 
 
 def family(name: str) -> str:
@@ -233,8 +237,11 @@ def family(name: str) -> str:
 def build(config: DemaskerRecipe) -> tuple[Autoencoder, Vocabulary]:
     """Encoder and demasker, released, trained before, or new."""
     if config.start is not None:
-        return load_autoencoder(config.start, noise=config.corruption.register_noise)
+        module, vocabulary = load_autoencoder(config.start, noise=config.corruption.register_noise)
+        module.demasker.llada.allow(max(config.data.lengths))
+        return module, vocabulary
     llada, vocabulary = open_demasker(config.demasker)
+    llada.allow(max(config.data.lengths))
     if config.encoder is not None:
         encoder = open_encoder(config.encoder, vocabulary, config.K, config.scale)
     else:

@@ -109,7 +109,7 @@ def test_a_text_s_loss_does_not_depend_on_its_company(
     module = make_autoencoder()
     whole = module(prepare(samples))
     alone = [module(prepare([sample])) for sample in samples]
-    assert whole.count == len(samples)
+    assert whole.texts == len(samples)
     assert whole.total.item() == pytest.approx(sum(one.total.item() for one in alone), rel=1e-5)
     for i, one in enumerate(alone):
         assert whole.entropy_B[i].item() == pytest.approx(one.entropy_B.item(), rel=1e-5, abs=1e-6)

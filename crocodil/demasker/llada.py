@@ -256,6 +256,11 @@ class LLaDA(nn.Module):
             normal(core.ff_out.weight, 1 / math.sqrt(width))
         return self
 
+    def allow(self, length: int) -> None:
+        """Raise the longest sequence the config names to at least `length`; RoPE itself has no end."""
+        if length > self.config.max_sequence_length:
+            self.config = dataclasses.replace(self.config, max_sequence_length=length)
+
     @property
     def blocks(self) -> list[Block]:
         return [cast(Block, block) for block in self.model.transformer.blocks]

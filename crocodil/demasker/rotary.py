@@ -40,7 +40,7 @@ def two_axis_angles(
 
 
 def default_local_pairs(channels: int) -> tuple[int, ...]:
-    """Eight pairs spread over the fast indices 0–24 of 64 (SPEC §4), in proportion for other head sizes.
+    """Eight pairs spread over the fast indices 0–24 of 64 (docs/choices.md), in proportion for other head sizes.
 
     Slower pairs turn too little over a prefix of 130 slots to tell registers apart.
     """

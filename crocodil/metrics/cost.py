@@ -25,7 +25,7 @@ def demasker_flops(
 
 
 def encoder_flops(config: Qwen3Config, lengths: Sequence[int], k: Sequence[int]) -> float:
-    """One forward over clean texts of `lengths` followed by EOS and k − 1 suffix embeddings; causal, so half the pairs."""
+    """One forward over clean texts of `lengths`, EOS and k − 1 suffix embeddings; causal, so half the pairs."""
     D, M = config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim

@@ -45,7 +45,7 @@ def score_levels(
                     k,
                     float((entropy * masked).sum() / total),
                     float((accuracy * masked).sum() / total),
-                    int(total),
+                    int(masked.sum()),
                 )
             )
     return scores

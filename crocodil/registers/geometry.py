@@ -33,7 +33,7 @@ class NestedDropout:
     keep_all: float = 0.0
     """Extra probability of exposing all K, for small models that see few examples."""
     hide_all: float = 0.0
-    """Probability of exposing none (k = 0): one set of weights then is the unguided demasker too. Ours, off in the paper."""
+    """Probability of exposing none, k = 0: the same weights then are the unguided demasker. Ours, off in the paper."""
 
 
 def check_count(K: int) -> int:

@@ -17,7 +17,7 @@ from crocodil.text.vocabulary import Vocabulary
 def open_encoder(
     path_or_repo: str | Path, vocabulary: Vocabulary, K: int, scale: Scale = "sqrt_d"
 ) -> RegisterEncoder:
-    """Load Qwen3-Embedding (or a kin of it) and give it the demasker's vocabulary (SPEC §1, transplant).
+    """Load Qwen3-Embedding (or a kin of it) and transplant the demasker's vocabulary (docs/choices.md).
 
     Args:
         path_or_repo: a sentence-transformers folder, or a hub id; only safetensors are read and no remote code is run.

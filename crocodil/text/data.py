@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,19 +25,23 @@ class DataConfig:
     """Windows in tokens; a text gets one of those that hold it."""
     short_fraction: float = 0.0
     """Share of the samples cut to a random shorter text, for corpora whose files are all longer than the window."""
+    fields: tuple[str, ...] = ("text", "content")
+    """Names of the text column in .jsonl, .parquet and `datasets`; the first that a row has is taken."""
+    extensions: tuple[str, ...] = (".py",)
+    """Files of a folder that are read; .jsonl and .parquet files give one document per row."""
     cache: str = "runs/corpus"
     """Folder where tokenised texts are kept between runs."""
 
 
 def load_split(config: DataConfig) -> Split:
     """Documents of the source, training and held-out apart."""
-    return split(load_documents(config.source), config.held_out, config.split_seed)
+    documents = load_documents(config.source, extensions=config.extensions, fields=config.fields)
+    return split(documents, config.held_out, config.split_seed)
 
 
 def tokenised(documents: tuple[Document, ...], vocabulary: Vocabulary, cache: str | Path) -> TokenisedCorpus:
     """Ids of these documents in this vocabulary, out of the cache where they have been made before."""
-    digest = corpus_digest(documents, vocabulary)
-    folder = Path(cache) / hashlib.sha256(digest.encode()).hexdigest()[:16]
+    folder = Path(cache) / corpus_digest(documents, vocabulary)
     if not (folder / "corpus.json").is_file():
         tokenise(documents, vocabulary).save(folder)
     return TokenisedCorpus.load(folder, vocabulary)

@@ -86,6 +86,16 @@ class Windows:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def batches(self, size: int) -> int:
+        """Whole batches of `size` samples in an epoch.
+
+        Raises:
+            CrocodilError: not even one.
+        """
+        if len(self) < size:
+            raise CrocodilError(f"the texts give {len(self)} windows, a batch wants {size}; lower batch_size")
+        return len(self) // size
+
     def order(self, epoch: int) -> np.ndarray:
         """A permutation of the sample ids, (len,) int64, by (seed, epoch)."""
         return self._random(epoch, ORDER, 0).permutation(len(self))

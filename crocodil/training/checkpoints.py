@@ -48,7 +48,9 @@ def checkpoint_step(directory: Path) -> int:
 
 
 @contextmanager
-def publishing(run_dir: Path, name: str, group: ProcessGroup | None = None) -> Iterator[Path]:
+def publishing(
+    run_dir: Path, name: str, group: ProcessGroup | None = None, replace: bool = False
+) -> Iterator[Path]:
     """Yield a temporary directory to write into; publish it as `run_dir/name` once every rank has succeeded.
 
     Every rank may write its own files there, so an engine can save its shards. When the body fails on any
@@ -58,6 +60,7 @@ def publishing(run_dir: Path, name: str, group: ProcessGroup | None = None) -> I
         run_dir: made when missing.
         name: `checkpoint_name(step)`, or any other name for an export.
         group: for the barriers; a gloo group with a long timeout keeps a slow disk from tripping NCCL's.
+        replace: an export that a longer run writes again takes the place of the one before, when it is complete.
 
     Raises:
         CrocodilError: `run_dir/name` exists (a damaged checkpoint is no hindrance: it is replaced).
@@ -68,9 +71,9 @@ def publishing(run_dir: Path, name: str, group: ProcessGroup | None = None) -> I
     temporary = run_dir / f".{name}.writing"
 
     def prepare() -> str | None:
-        if target.exists() and not _STEP.fullmatch(name):
+        if target.exists() and not replace and not _STEP.fullmatch(name):
             return f"{target}: already there; give another name, or remove it"
-        if target.exists() and damage(target) is None:
+        if target.exists() and not replace and damage(target) is None:
             return f"{target}: already there and complete; resume from it, or give another run directory"
         run_dir.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
@@ -92,7 +95,7 @@ def publishing(run_dir: Path, name: str, group: ProcessGroup | None = None) -> I
                 write_atomically(temporary / MANIFEST, _manifest_text(files))
                 for directory, _, _ in os.walk(temporary):
                     fsync(Path(directory))
-                _retire(target)  # only a damaged one can still be there
+                _retire(target)  # a damaged one, or one that is to be replaced
                 os.rename(temporary, target)
                 fsync(run_dir)
     except Exception:

@@ -70,6 +70,17 @@ def config_text(config: Any) -> str:
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
 
 
+def flat(config: Any, prefix: str = "") -> dict[str, str | int | float | bool]:
+    """`{"a.b": value}` for trackers, which take numbers and text only."""
+    values: dict[str, str | int | float | bool] = {}
+    for key, value in (config if isinstance(config, dict) else asdict(config)).items():
+        if isinstance(value, dict):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[prefix + key] = value if isinstance(value, str | int | float | bool) else str(value)
+    return values
+
+
 def save_config(config: Any, path: str | Path) -> None:
     """Write every field to `path` as YAML, atomically; `load_config` reads it back to an equal value."""
     write_atomically(Path(path), config_text(config))
@@ -249,7 +260,7 @@ def _convert_tuple(value: Any, members: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _hints(cls: type) -> dict[str, Any]:
     hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in fields(cls) if field.init}  # type: ignore[arg-type]
+    return {field.name: hints[field.name] for field in fields(cls) if field.init}
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from crocodil.errors import CrocodilError
 from crocodil.training import sharded
-from crocodil.training.checkpoints import require_complete
 from crocodil.training.optimisation import Ema, OptimiserConfig, build_optimiser, carry_moments, learning_rate
 from crocodil.training.ranks import rank_and_world
-from crocodil.training.state import load_optimiser, load_values, open_tensors, optimiser_tensors, save_state
+from crocodil.training.state import load_optimiser, open_tensors, optimiser_tensors, save_state
+
+STATE = "state-{rank:05d}"
 
 
 class Movable(Protocol):
@@ -133,18 +134,18 @@ class Engine:
         with self.averaged() as module, sharded.gathered(module) if self.is_sharded else nullcontext():
             yield module
 
-    def save(self, directory: Path, step: int, stage: int = 0) -> None:
-        """Write the resume state into a directory that is being published; collective."""
+    def save(self, directory: Path, step: int, stage: int, corpus: str) -> None:
+        """Write the resume state into a directory that is being published; collective.
+
+        Args:
+            step: optimiser steps done.
+            corpus: digest of the training texts, see `training.start`.
+        """
         rank, world = rank_and_world()
         share = {key: tensor for i, (key, tensor) in enumerate(self._state()) if i % world == rank}
-        save_state(directory, share, {"step": step, "stage": stage}, name=f"state-{rank:05d}")
-
-    @staticmethod
-    def where(directory: Path) -> tuple[int, int]:
-        """(step, stage) at which a checkpoint was saved; collective."""
-        require_complete(directory)
-        values = load_values(directory, "state-00000")
-        return int(values["step"]), int(values["stage"])
+        save_state(
+            directory, share, {"step": step, "stage": stage, "corpus": corpus}, name=STATE.format(rank=rank)
+        )
 
     def load(self, directory: Path, stage_changed: bool = False) -> None:
         """Take a resume state back; across a stage boundary, the moments of parameters that both stages train."""

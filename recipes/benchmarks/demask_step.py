@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -180,11 +181,7 @@ def measure(bench: Bench) -> Iterator[Row]:
                 assert_equal(
                     "masked after every step", *(_masked(side, case.mask_id) for side in (theirs, ours))
                 )
-                pairs = compare(
-                    lambda case=case, steps=steps: case.theirs(bench.anchor, steps),
-                    lambda case=case, steps=steps: case.ours(steps),
-                    bench,
-                )
+                pairs = compare(partial(case.theirs, bench.anchor, steps), partial(case.ours, steps), bench)
                 rows.append(pairs.row(f"T = {temperature:g}, {share:.0%} masked, B = {B}"))
                 yield rows[-1]
         yield mean_of_ratios(

@@ -47,7 +47,7 @@ class Row:
     """One number."""
 
     name: str
-    measure: Literal["time", "peak memory", "exponent", "time / ideal"]
+    measure: Literal["time", "peak memory", "exponent", "time / positions"]
     """`time` and `peak memory` are theirs divided by ours: above 1, ours is better."""
     value: float
     """Median."""

@@ -42,8 +42,8 @@ class Case:
 
     def gathered(self) -> Tensor:
         """Masked positions first, all of them at once."""
-        logits_RV = F.linear(self.hidden_TE[self.is_masked_T], self.weight_VE)
-        entropy_R = F.cross_entropy(logits_RV, self.targets_T[self.is_masked_T], reduction="none")
+        hidden_RE, targets_R = self.hidden_TE[self.is_masked_T], self.targets_T[self.is_masked_T]
+        entropy_R = F.cross_entropy(F.linear(hidden_RE, self.weight_VE), targets_R, reduction="none")
         return self._descend((entropy_R * self.weights_R).sum())
 
     def ours(self) -> Tensor:

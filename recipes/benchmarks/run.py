@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, from anywhere
 
@@ -106,12 +107,12 @@ def document_of(row: Row) -> dict[str, Any]:
 def table_of(document: dict[str, Any]) -> Table:
     """The rows of a document, for reading."""
     table = Table(
-        title=f"crocodil against the plain way ({document['sizes']} sizes; P1, P2 against {document['step_anchor']})"
+        title=f"crocodil against the plain way, {document['sizes']} sizes\nP1 and P2 against {document['step_anchor']}"
     )
     table.add_column("")
     table.add_column("what", overflow="fold")
     table.add_column("measure")
-    for name in ("median", "range", "A/A", "target"):
+    for name in ("median", "range", "A/A", "ideal", "target"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for benchmark in document["benchmarks"]:
@@ -127,13 +128,14 @@ def table_of(document: dict[str, Any]) -> Table:
                 f"{row['value']:.2f}{times}",
                 f"{row['low']:.2f} – {row['high']:.2f}",
                 f"{row['control']:.2f}",
+                "" if row["ideal"] is None else f"{row['ideal']:.2f}",
                 ("≤ " if row["at_most"] else "≥ ") + ", ".join(targets) if targets else "",
                 f"[{STYLES[row['verdict']]}]{row['verdict']}",
             )
         if benchmark["error"]:
-            table.add_row("", f"[red]{benchmark['error']}")
+            table.add_row("", Text(benchmark["error"], style="red"))
     table.caption = (
-        "time and peak memory: theirs divided by ours, above 1 ours is better; exponent and time / ideal: smaller is "
+        "time and peak memory: theirs divided by ours, above 1 ours is better; exponent and time / positions: smaller is "
         "better. target: floor, aim. void: one side against itself differs by more than "
         f"{document['control_tolerance']:.0%}."
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -104,8 +105,8 @@ def measure(bench: Bench) -> Iterator[Row]:
         check_law(bench.anchor, logits_RV[0, :SHORT_VOCABULARY].contiguous(), temperature, 8 * sizes.draws)
     for temperature, floor, aim in ((1.0, 8.0, 15.0), (0.0, 1.0, None)):
         yield compare(
-            lambda temperature=temperature: their_draw(bench.anchor, logits_RV, temperature),
-            lambda temperature=temperature: ours(logits_RV, temperature),
+            partial(their_draw, bench.anchor, logits_RV, temperature),
+            partial(ours, logits_RV, temperature),
             bench,
         ).row(f"T = {temperature:g}, {sizes.rows} rows, V = {sizes.vocab_size:,}", floor, aim)
 
@@ -133,6 +134,6 @@ BENCHMARK = Benchmark(
     "P2",
     "a token and its confidence",
     "the official sampler's float64 Gumbel noise, argmax and softmax",
-    "temperature 0: token and confidence; above it: both draw from softmax (chi-square), ours by evenly spaced numbers too",
+    "temperature 0: token and confidence; above it: both draw from softmax, by chi-square and by evenly spaced numbers",
     measure,
 )

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 import crocodil
+from crocodil.autoencoder import Autoencoder
+from crocodil.bundle import save_autoencoder
 from crocodil.metrics.reconstruction import cer
 from crocodil.model import Model
 from crocodil.report.paper import cer_at
 from crocodil.report.records import Demasking, GridRow, ModelFacts, Reconstruction, Report, Token
+from crocodil.text.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="session")
-def tiny_model(make_autoencoder: Callable[..., Autoencoder], tiny_vocabulary: Vocabulary) -> Model:
-    """Random weights, K = 4, windows of 32 tokens; and a folder, which the facts are read from."""
-    return crocodil.load(str(tiny_bundle), "cpu")
+def tiny_model(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_autoencoder: Callable[..., Autoencoder],
+    tiny_vocabulary: Vocabulary,
+) -> Model:
+    """Random weights, K = 4, windows of 32 tokens; read from a folder, which the facts are about."""
+    folder = tmp_path_factory.mktemp("model")
+    save_autoencoder(folder, make_autoencoder(embedding_size=tiny_vocabulary.size), tiny_vocabulary, 32)
+    return crocodil.load(str(folder), "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,308 @@
+"""The face: texts to registers and back, and what is said when that cannot be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import crocodil
+import crocodil.model
+from crocodil import CrocodilError, Registers
+from crocodil.autoencoder import Autoencoder
+from crocodil.model import Model, load
+from crocodil.text.vocabulary import Vocabulary
+
+TEXTS = ["def area(side):\n", "x = {'side': 3}", "", "for number in range(10):"]
+LONG = "number = 1\n" * 40
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle: Path) -> Model:
+    return load(tiny_bundle, "cpu")
+
+
+@pytest.fixture(scope="module")
+def registers(model: Model) -> Registers:
+    return model.encode(TEXTS)
+
+
+# --- encode ---
+
+
+def test_registers_of_each_text_are_those_of_the_text_alone(model: Model, registers: Registers) -> None:
+    assert registers.values_WKD.shape == (4, 4, 24) and registers.windows == (1, 1, 1, 1)
+    assert registers.values_WKD.dtype == torch.float32 and not registers.values_WKD.requires_grad
+    assert torch.allclose(registers.values_WKD.norm(dim=-1), torch.tensor(24**0.5))
+    for i, text in enumerate(TEXTS):
+        assert torch.allclose(model.encode(text).values_WKD, registers[i].values_WKD, atol=2e-5)
+    assert torch.allclose(model.encode(TEXTS[::-1]).values_WKD.flip(0), registers.values_WKD, atol=2e-5)
+    assert len(model.encode([])) == 0
+
+
+def test_rows_of_the_encoder_may_be_of_any_size(
+    model: Model, registers: Registers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for capacity in (1, 20, 35):
+        monkeypatch.setattr(crocodil.model, "ROW_TOKENS", capacity)
+        assert torch.allclose(model.encode(TEXTS).values_WKD, registers.values_WKD, atol=2e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_fewer_registers_are_the_first_of_more(k: int, model: Model, registers: Registers) -> None:
+    assert torch.allclose(model.encode(TEXTS, k).values_WKD, registers.first(k).values_WKD, atol=2e-5)
+
+
+def test_long_texts_are_refused_cut_or_split(model: Model) -> None:
+    with pytest.raises(CrocodilError, match=r"440 characters is longer than the window of 32 tokens \(30 of text\); "):
+        model.encode(["x", LONG])
+    whole = model.encode([LONG, "x"], split=True)
+    assert whole.windows[0] > 1 and whole.windows[1] == 1
+    beginning = model.encode(LONG, truncate=True)
+    assert beginning.windows == (1,)
+    assert torch.allclose(beginning.values_WKD[0], whole.values_WKD[0], atol=2e-5)
+    fits = model.vocabulary.decode(model.vocabulary.encode(LONG)[:30])
+    assert model.encode(fits).windows == model.encode(fits, split=True).windows == (1,)
+    with pytest.raises(CrocodilError, match="choose one"):
+        model.encode("x", truncate=True, split=True)
+
+
+def test_a_huge_text_is_refused_without_reading_it_all(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    encoder = model.vocabulary._encoder
+
+    class Watched:
+        def encode(self, text: str, **options: Any) -> Any:
+            read.append(len(text))
+            return encoder.encode(text, **options)
+
+    monkeypatch.setattr(model.vocabulary, "_encoder", Watched())
+    with pytest.raises(CrocodilError, match="longer than the window"):
+        model.encode("x = 1\n" * 1_000_000)
+    assert sum(read) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (3, "a string or a list of strings, not int"),
+        (None, "not NoneType"),
+        (b"x", "not bytes"),
+        ([b"x"], "a text must be str, not bytes"),
+        (["x", None], "not NoneType"),
+        ([["x"]], "not list"),
+        ("a\ud800b", "character 1 of the text is a lone surrogate"),
+        (["x", "\udfff"], "lone surrogate"),
+    ],
+)
+def test_what_is_no_text_is_refused(texts: Any, message: str, model: Model) -> None:
+    with pytest.raises(CrocodilError, match=message) as error:
+        model.encode(texts)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("k", [0, -1, 5, 2.0, "2", True])
+def test_k_out_of_range_is_refused(k: Any, model: Model) -> None:
+    with pytest.raises(CrocodilError, match="k must be a whole number between 1 and 4"):
+        model.encode("x", k)
+
+
+# --- decode ---
+
+
+@pytest.mark.parametrize("options", [{}, {"nfe": 4, "block_size": 8}, {"length": 48}])
+def test_a_batch_decodes_as_each_text_alone(options: dict[str, Any], model: Model, registers: Registers) -> None:
+    together = model.decode(registers, **options)
+    assert len(together) == 4 and len(set(together)) > 1
+    assert together == [model.decode(registers[i], **options)[0] for i in range(4)]
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.7}, {"remasking": "random"}, {"renoise": True, "temperature": 1.0}])
+def test_a_window_s_draws_depend_on_its_place_and_the_seed_alone(
+    options: dict[str, Any], model: Model, registers: Registers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = model.decode(registers, seed=5, **options)
+    assert model.decode(registers, seed=5, **options) == drawn
+    assert model.decode(registers, seed=6, **options) != drawn
+    assert model.decode(registers[:1], seed=5, **options) == drawn[:1]
+    others = replace(registers, values_WKD=torch.cat([registers.values_WKD[:2], registers.values_WKD[:2]]))
+    assert model.decode(others, seed=5, **options)[:2] == drawn[:2]
+    monkeypatch.setattr(crocodil.model, "ROW_TOKENS", 64)  # two windows at a time
+    assert model.decode(registers, seed=5, **options) == drawn
+
+
+def test_the_demasker_is_asked_nfe_times_for_all_windows(model: Model, registers: Registers) -> None:
+    steps = []
+    for nfe in (1, 7, 32):
+        steps.clear()
+        written = model.write(registers, nfe=nfe, on_step=steps.append)
+        assert {w.nfe for w in written} == {nfe} and len(steps) == nfe
+        assert steps[0].ids_BN.shape == (4, 32) and not steps[-1].is_masked_BN.any()
+        assert [w.text for w in written] == model.decode(registers, nfe=nfe)
+
+
+def test_windows_of_one_text_are_joined(model: Model) -> None:
+    registers = model.encode([LONG, "x"], split=True)
+    texts = model.decode(registers)
+    windows = replace(registers, windows=(1,) * len(registers.values_WKD))
+    assert texts == ["".join(model.decode(windows)[:-1]), model.decode(windows)[-1]]
+    assert model.autoencode([LONG, "x"]) == texts
+    assert model.autoencode(LONG, truncate=True) == model.decode(model.encode(LONG, truncate=True))
+
+
+def test_text_ends_at_the_first_eos(model: Model, registers: Registers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a demasker that knows a text and its tail by heart."""
+    vocabulary = model.vocabulary
+    known = [vocabulary.bos_id, *vocabulary.encode("side"), vocabulary.eos_id, *vocabulary.encode("beyond")]
+    known = torch.tensor(known + [vocabulary.eos_id] * (32 - len(known)))
+
+    def logits(ids: torch.Tensor, rows: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(known.expand(len(ids), 32)[rows], vocabulary.size) * 50.0
+
+    monkeypatch.setattr(model.autoencoder.demasker, "logits", logits)
+    assert model.decode(registers, nfe=3) == ["side"] * 4
+    known[1] = vocabulary.eos_id
+    assert model.decode(registers, nfe=3) == [""] * 4  # as an empty text comes back
+
+
+def test_spare_rows_of_the_table_are_never_predicted(
+    model: Model, registers: Registers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare = model.vocabulary.size
+    assert model.autoencoder.demasker.llada.config.embedding_size > spare
+    plain = model.autoencoder.demasker.logits
+
+    def tempted(ids: torch.Tensor, rows: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        logits = plain(ids, rows, z)
+        logits[:, spare:] += 100
+        return logits
+
+    before = model.decode(registers, nfe=4)
+    monkeypatch.setattr(model.autoencoder.demasker, "logits", tempted)
+    assert model.decode(registers, nfe=4) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nfe": 3, "block_size": 8}, "nfe = 3 is less than the 4 blocks of 8 positions"),
+        ({"nfe": 33}, "nfe = 33 is more than the 32 positions"),
+        ({"nfe": 0}, "nfe = 0 is less than the 1 blocks"),
+        ({"nfe": -4}, "nfe = -4"),
+        ({"nfe": 2.5}, "nfe must be a whole number, not 2.5"),
+        ({"nfe": None}, "nfe must be a whole number, not None"),
+        ({"block_size": 0}, "block_size = 0"),
+        ({"block_size": "8"}, "block_size must be a whole number, not '8'"),
+        ({"length": 0}, "length must be a whole number between 1 and 64, not 0"),
+        ({"length": 65}, "between 1 and 64, not 65"),
+        ({"length": 16.0}, "not 16.0"),
+        ({"temperature": -1}, "temperature = -1"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"remasking": "best"}, "remasking = 'best'"),
+        ({"seed": 0.5}, "seed must be a whole number"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_anything_is_computed(
+    options: dict[str, Any], message: str, model: Model, registers: Registers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> torch.Tensor:
+        raise AssertionError("the demasker was asked")
+
+    monkeypatch.setattr(model.autoencoder.demasker, "logits", unreachable)
+    with pytest.raises(CrocodilError, match=message) as error:
+        model.decode(registers, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_registers_that_are_not_this_model_s_are_refused(
+    model: Model, registers: Registers, make_autoencoder: Callable[..., Autoencoder], tiny_vocabulary: Vocabulary
+) -> None:
+    other = Model(make_autoencoder(seed=1), tiny_vocabulary, 32)
+    assert other.fingerprint != model.fingerprint
+    wide = torch.randn(2, 4, 48)
+    for wrong, message in (
+        (other.encode("x"), f"written by another encoder \\({other.fingerprint}\\) than this model's"),
+        (Registers(wide, (1, 1), model.fingerprint), "registers have width 48, this model's are 24 wide"),
+        (Registers(torch.randn(2, 8, 24), (1, 1), model.fingerprint), "k = 8, this model takes 1 to 4"),
+        (Registers(torch.randn(2, 0, 24), (1, 1), model.fingerprint), "k = 0"),
+        (registers.values_WKD, "decode wants Registers, as encode gives them, not Tensor"),
+        ("x", "not str"),
+    ):
+        with pytest.raises(CrocodilError, match=message) as error:
+            model.decode(wrong)  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
+    with pytest.raises(CrocodilError, match="NaN or infinity"):
+        replace(registers, values_WKD=registers.values_WKD * float("nan"))
+
+
+def test_registers_of_16_bit_and_of_other_norms_are_decoded_as_they_are(model: Model, registers: Registers) -> None:
+    half = replace(registers, values_WKD=registers.values_WKD.half())
+    assert model.decode(half) == model.decode(replace(half, values_WKD=half.values_WKD.float()))
+    stretched = replace(registers, values_WKD=registers.values_WKD * 1.25)
+    assert model.decode(stretched.normalised()) == model.decode(registers)
+
+
+def test_registers_travel_through_a_file(model: Model, registers: Registers, tmp_path: Path) -> None:
+    registers.save(tmp_path / "registers.safetensors")
+    assert model.decode(Registers.load(tmp_path / "registers.safetensors")) == model.decode(registers)
+
+
+# --- the rest of the face ---
+
+
+def test_the_fingerprint_is_of_weights_and_vocabulary(
+    model: Model, tiny_bundle: Path, make_autoencoder: Callable[..., Autoencoder], tiny_vocabulary: Vocabulary
+) -> None:
+    assert load(tiny_bundle, "cpu").fingerprint == model.fingerprint and len(model.fingerprint) == 16
+    changed = make_autoencoder()
+    assert Model(changed, tiny_vocabulary, 32).fingerprint == model.fingerprint
+    with torch.no_grad():
+        changed.encoder.suffix[0, 0] += 1e-3
+    assert Model(changed, tiny_vocabulary, 32).fingerprint != model.fingerprint
+
+
+def test_interpolation_starts_at_one_text_and_ends_at_the_other(model: Model) -> None:
+    a, b = TEXTS[0], TEXTS[1]
+    way = model.interpolate(a, b, nfe=8)
+    assert len(way) == 5
+    assert way[0] == model.autoencode(a, nfe=8)[0] and way[-1] == model.autoencode(b, nfe=8)[0]
+    assert model.interpolate(a, b, (0.0, 1.0), k=2, nfe=8)[1] == model.autoencode(b, 2, nfe=8)[0]
+
+
+def test_nul_bytes_and_specials_in_a_text_are_text(model: Model) -> None:
+    for text in ("a\0b", "<|endoftext|>", "<|mdm_mask|>", "\ufeff\r\n", "\0"):
+        assert len(model.encode(text)) == 1
+        assert model.vocabulary.decode(model.vocabulary.encode(text)) == text
+
+
+def test_the_functions_use_the_model_that_is_given(model: Model, registers: Registers) -> None:
+    assert torch.equal(crocodil.encode(TEXTS, 2, model=model).values_WKD, model.encode(TEXTS, 2).values_WKD)
+    assert crocodil.decode(registers, model=model, nfe=4) == model.decode(registers, nfe=4)
+    assert crocodil.autoencode(TEXTS, model=model, nfe=4) == model.autoencode(TEXTS, nfe=4)
+    assert crocodil.interpolate("x", "y", (0.5,), model=model) == model.interpolate("x", "y", (0.5,))
+    assert len(crocodil.encode(LONG, split=True, model=model).windows) == 1
+
+
+def test_and_the_bundled_one_where_none_is(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    crocodil._default.cache_clear()
+    asked: list[str] = []
+    monkeypatch.setattr(crocodil, "load", lambda name="bundled", device=None: asked.append(name) or model)
+    assert len(crocodil.encode("x")) == 1 and len(crocodil.encode("y")) == 1
+    assert asked == ["bundled"]  # and once only
+    crocodil._default.cache_clear()
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CrocodilError, match="holds no crocodil model"):
+        crocodil.load(str(tmp_path))
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, crocodil; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(crocodil.__file__).parents[1]).returncode == 0
