@@ -11,6 +11,7 @@ import torch
 
 from crocodil.autoencoder import Autoencoder, Batch, Corruption, at_level, corrupt
 from crocodil.demasker.masking import MaskingConfig
+from crocodil.demasker.unguided import UnguidedDemasker
 from crocodil.registers.geometry import NestedDropout, RegisterNoise
 from crocodil.text.vocabulary import Vocabulary
 from crocodil.text.windows import Sample
@@ -134,7 +135,9 @@ def test_splitting_a_batch_does_not_change_its_gradient(
 
 
 @torch.no_grad()
-def test_the_same_batch_gives_the_same_loss(samples: list[Sample], prepare: Prepare, make_autoencoder: Make) -> None:
+def test_the_same_batch_gives_the_same_loss(
+    samples: list[Sample], prepare: Prepare, make_autoencoder: Make
+) -> None:
     module, batch = make_autoencoder(), prepare(samples)
     assert torch.equal(module(batch).total, module(batch).total)
     moved = batch.to("cpu")
@@ -145,8 +148,6 @@ def test_the_same_batch_gives_the_same_loss(samples: list[Sample], prepare: Prep
 def test_without_registers_it_is_the_unguided_loss(
     samples: list[Sample], prepare: Prepare, make_autoencoder: Make
 ) -> None:
-    from crocodil.demasker.unguided import UnguidedDemasker
-
     module = make_autoencoder()
     batch = prepare(samples, replace(MIXED, nested_dropout=NestedDropout(hide_all=1.0)))
     assert torch.equal(module(batch).total, UnguidedDemasker(module.demasker.llada)(batch.texts).total)
@@ -170,7 +171,9 @@ def test_noise_is_added_to_the_registers_and_renormalised_on_demand(
     assert torch.allclose(torch.cosine_similarity(seen[True], seen[False]), torch.tensor(1.0))
 
 
-def test_the_gradient_reaches_every_part(samples: list[Sample], prepare: Prepare, make_autoencoder: Make) -> None:
+def test_the_gradient_reaches_every_part(
+    samples: list[Sample], prepare: Prepare, make_autoencoder: Make
+) -> None:
     module = make_autoencoder()
     module(prepare(samples)).total.backward()
     for name, parameter in module.named_parameters():
@@ -190,7 +193,9 @@ def test_hidden_registers_get_a_gradient_of_zero_and_no_engine_waits_for_one(
         assert all((parameter.grad == 0).all() for parameter in module.encoder.parameters())
 
 
-def test_it_trains_under_bf16_autocast(samples: list[Sample], prepare: Prepare, make_autoencoder: Make) -> None:
+def test_it_trains_under_bf16_autocast(
+    samples: list[Sample], prepare: Prepare, make_autoencoder: Make
+) -> None:
     module, batch = make_autoencoder(), prepare(samples)
     exact = module(batch).total
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -200,7 +205,9 @@ def test_it_trains_under_bf16_autocast(samples: list[Sample], prepare: Prepare, 
     assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
 
 
-def test_a_few_steps_learn_a_batch_by_heart(samples: list[Sample], make_autoencoder: Make, tiny_vocabulary: Vocabulary) -> None:  # fmt: skip
+def test_a_few_steps_learn_a_batch_by_heart(
+    samples: list[Sample], make_autoencoder: Make, tiny_vocabulary: Vocabulary
+) -> None:
     """All masked, so what the demasker knows of a text it has from the registers."""
     module = make_autoencoder()
     batch = at_level(samples[:4], tiny_vocabulary, DRAW, 1.0, K, D)

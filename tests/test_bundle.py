@@ -18,7 +18,15 @@ from sentence_transformers import SentenceTransformer
 import crocodil.bundle
 from crocodil.attention import Segments
 from crocodil.autoencoder import Autoencoder
-from crocodil.bundle import BUNDLED, load_autoencoder, open_demasker, read_index, resolve, save_autoencoder, save_unguided
+from crocodil.bundle import (
+    BUNDLED,
+    load_autoencoder,
+    open_demasker,
+    read_index,
+    resolve,
+    save_autoencoder,
+    save_unguided,
+)
 from crocodil.errors import CrocodilError
 from crocodil.text.vocabulary import Vocabulary, train_bpe
 
@@ -32,7 +40,9 @@ def registers(autoencoder: Autoencoder, vocabulary: Vocabulary, k: int = 4) -> t
     ids = [vocabulary.encode(text) for text in TEXTS]
     with torch.no_grad():
         z = autoencoder.encoder(
-            torch.tensor([i for text in ids for i in text]), Segments.of([len(text) for text in ids]), [k] * len(ids)
+            torch.tensor([i for text in ids for i in text]),
+            Segments.of([len(text) for text in ids]),
+            [k] * len(ids),
         )
     return z.unflatten(0, (len(ids), k))
 
@@ -96,8 +106,12 @@ def test_what_was_read_can_be_written_again(tiny_bundle: Path, tmp_path: Path) -
         assert (again / file).read_bytes() == (tiny_bundle / file).read_bytes(), file
 
 
-def test_the_record_of_training_goes_with_it(make_autoencoder: Make, tiny_vocabulary: Vocabulary, tmp_path: Path) -> None:  # fmt: skip
-    folder = save(tmp_path / "model", make_autoencoder(), tiny_vocabulary, trained={"steps": 7, "run": Path("runs/x")})
+def test_the_record_of_training_goes_with_it(
+    make_autoencoder: Make, tiny_vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    folder = save(
+        tmp_path / "model", make_autoencoder(), tiny_vocabulary, trained={"steps": 7, "run": Path("runs/x")}
+    )
     assert json.loads((folder / "training.json").read_text()) == {"steps": 7, "run": "runs/x"}
     load_autoencoder(folder)
 
@@ -109,12 +123,16 @@ def test_sentence_transformers_opens_the_encoder_and_gives_register_1(
     autoencoder = make_autoencoder(scale=scale)
     folder = save(tmp_path / "model", autoencoder, tiny_vocabulary) / "encoder"
     theirs = torch.tensor(SentenceTransformer(str(folder), device="cpu").encode(list(TEXTS)))
-    ours = registers(make_autoencoder(), tiny_vocabulary)[:, 0]  # the ablation's norm is no part of the embedding
+    ours = registers(make_autoencoder(), tiny_vocabulary)[
+        :, 0
+    ]  # the ablation's norm is no part of the embedding
     assert torch.cosine_similarity(ours, theirs).min() > 0.99999
     assert torch.allclose(theirs.norm(dim=-1), torch.tensor(1.0), atol=1e-5)
 
 
-def test_an_unguided_demasker_has_a_folder_too(make_autoencoder: Make, tiny_vocabulary: Vocabulary, tmp_path: Path) -> None:  # fmt: skip
+def test_an_unguided_demasker_has_a_folder_too(
+    make_autoencoder: Make, tiny_vocabulary: Vocabulary, tmp_path: Path
+) -> None:
     llada, folder = make_autoencoder().demasker.llada, tmp_path / "base"
     folder.mkdir()
     save_unguided(folder, llada, tiny_vocabulary)
@@ -198,7 +216,8 @@ def foreign_tokenizer(folder: Path) -> None:
 def foreign_encoder(folder: Path) -> None:
     """Of a model of the same shapes, but for the size of its vocabulary."""
     edit("encoder/config.json", lambda c: c.update(vocab_size=64))(folder)
-    retensor("encoder/model.safetensors", lambda t: t.update({"embed_tokens.weight": t["embed_tokens.weight"][:64].clone()}))(folder)  # fmt: skip
+    table = "embed_tokens.weight"
+    retensor("encoder/model.safetensors", lambda t: t.update({table: t[table][:64].clone()}))(folder)
 
 
 GUIDE, SUFFIX = "demasker/guide.safetensors", "encoder/registers.safetensors"
@@ -266,7 +285,9 @@ BAD: dict[str, tuple[Callable[[Path], None], str, str]] = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_a_bad_model_is_refused_in_one_line_that_names_the_file(fault: str, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_bad_model_is_refused_in_one_line_that_names_the_file(
+    fault: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "model"))
     spoil, file, message = BAD[fault]
     spoil(folder)

@@ -22,8 +22,8 @@ from crocodil.report.visible import visible
 if TYPE_CHECKING:
     from crocodil.model import Model
 
-REPORT_WINDOWS = 4
-"""Windows that the small table of `autoencode --report` is measured on."""
+TABLE_TOKENS = 384
+"""Tokens of the windows that the small table of `autoencode --report` is measured on; seconds on two cores."""
 PICTURE_NFE = 16
 """Steps of the picture of a demasking, or the nearest NFE that was asked for."""
 
@@ -39,7 +39,8 @@ def autoencode(args: argparse.Namespace) -> None:
     length = decoding.length or model.window
     rows = paper.rows(length, nfes=decoding.nfe) if folder else []
     measure.rehearse(model, decoding, rows)
-    texts = measure.pieces(model, sources, min(length, model.window), REPORT_WINDOWS) if folder else []
+    window = min(length, model.window)
+    texts = measure.pieces(model, sources, window, -(-TABLE_TOKENS // window)) if folder else []
     encoded = measure.encode(model, sources, decoding.k, decoding.truncate)
     with bar("autoencoding", measure.window_evaluations(encoded, decoding.nfe)) as progress:
         results = measure.reconstruct(model, encoded, decoding, progress)

@@ -21,7 +21,7 @@ ROWS = 60
 """Lines of one file that are shown."""
 NARROW = 72
 """Columns below which there is no room for two texts beside one another."""
-LEFT, RIGHT = "bold red", "bold green"
+LEFT, RIGHT = "bold red underline", "bold green underline"
 
 
 def show_reconstructions(console: Console, reconstructions: Sequence[Reconstruction]) -> None:

@@ -18,7 +18,14 @@ def accelerator(run: str, precision: str, tracker: str | None) -> Accelerator:
     """
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    # several CPU ranks, DeepSpeed's too, find one another through gloo; on one rank there is no group to name
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    handlers = [InitProcessGroupKwargs(backend="gloo")] if several and not torch.cuda.is_available() else []
-    return Accelerator(mixed_precision=precision, log_with=tracker, project_dir=run, kwargs_handlers=handlers)
+    cpu_ranks = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+    sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    # Several CPU ranks are DDP over gloo only when accelerate is told `cpu`; DeepSpeed, which `cpu` would switch off,
+    # finds the CPU by itself and has to be told gloo.
+    return Accelerator(
+        cpu=cpu_ranks and not sharded,
+        mixed_precision=precision,
+        log_with=tracker,
+        project_dir=run,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if cpu_ranks and sharded else [],
+    )

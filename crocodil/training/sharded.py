@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crocodil.errors import CrocodilError
 from crocodil.training.optimisation import MOMENTS
+from crocodil.training.ranks import rank_and_world
 
 
 def whole_parameter(parameter: nn.Parameter) -> Tensor:
@@ -31,12 +33,12 @@ def whole_parameter(parameter: nn.Parameter) -> Tensor:
 def set_whole_parameter(parameter: nn.Parameter, value: Tensor) -> None:
     """Give a parameter, and its float32 master where it is trained, a new value (the same on every rank)."""
     import deepspeed
-    from deepspeed.utils import safe_set_full_fp32_param
+    from deepspeed.utils import safe_set_local_fp32_param
 
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
         parameter.data.copy_(value.to(parameter.dtype))
     if parameter.requires_grad:
-        safe_set_full_fp32_param(parameter, value.float().to(parameter.device))
+        safe_set_local_fp32_param(parameter, _shard(value, parameter))
 
 
 def moments(parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -57,7 +59,7 @@ def set_moments(parameter: nn.Parameter, values: Mapping[str, Tensor]) -> None:
     DeepSpeed keeps one step count for all parameters of a group, so parameters with different counts must be in
     different groups.
     """
-    from deepspeed.utils import safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_local_optimizer_state
 
     state, flat = _flat_state(parameter), _flat(parameter)
     if not state:
@@ -65,7 +67,7 @@ def set_moments(parameter: nn.Parameter, values: Mapping[str, Tensor]) -> None:
         state.update(step=step, exp_avg=torch.zeros_like(flat), exp_avg_sq=torch.zeros_like(flat))
         parameter._z3_optimizer.optimizer.state[flat] = state  # type: ignore[attr-defined]
     for name in MOMENTS[:2]:
-        safe_set_full_optimizer_state(parameter, values[name].float().to(flat.device), name)
+        safe_set_local_optimizer_state(parameter, _shard(values[name], parameter), name)
     state["step"].fill_(float(values["step"]))
 
 
@@ -85,6 +87,15 @@ def require_stage_3(deepspeed_plugin: Any) -> None:
             f"DeepSpeed ZeRO stage {deepspeed_plugin.zero_stage} is not supported; use ZeRO-3 (launch/zero3.yaml), or "
             "plain data parallel where the model fits one device (launch/ddp8.yaml)"
         )
+
+
+def _shard(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """This rank's piece of a whole tensor. DeepSpeed's own setters of whole tensors fail where the ranks do not divide
+    its size, because the last piece is padded."""
+    rank, world = rank_and_world()
+    size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    flat = value.detach().float().flatten()
+    return F.pad(flat, (0, size * world - flat.numel()))[rank * size : (rank + 1) * size].to(parameter.device)
 
 
 def _flat(parameter: nn.Parameter) -> Tensor:

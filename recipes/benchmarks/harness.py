@@ -245,7 +245,9 @@ def _repeats(work: Work, bench: Bench) -> int:
 
 def _seconds(work: Work, repeats: int, device: torch.device) -> float:
     """Seconds of one call, the mean of `repeats`."""
-    gc.collect()
+    gc.collect(
+        0
+    )  # what the last timing left, as the collector was off; a full collection takes long with torch loaded
     gc.disable()
     try:
         _wait(device)

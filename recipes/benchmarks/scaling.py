@@ -146,7 +146,6 @@ def _memory(bench: Bench) -> Row:
     )
 
 
-@torch.no_grad()
 def measure(bench: Bench) -> Iterator[Row]:
     sizes = bench.sizes.scaling
     longest = max(*sizes.lengths, sizes.registers_length, sizes.batches_length)

@@ -19,7 +19,9 @@ K, D, LAYOUTS = 8, 24, ("anchored", "contiguous")
 MakeLLaDA = Callable[..., LLaDA]
 
 
-def guided(make_llada: MakeLLaDA, layout: Layout = "anchored", pairs: tuple[int, ...] | None = None) -> GuidedDemasker:
+def guided(
+    make_llada: MakeLLaDA, layout: Layout = "anchored", pairs: tuple[int, ...] | None = None
+) -> GuidedDemasker:
     demasker = GuidedDemasker(make_llada(), GuideConfig(K, D, layout, pairs))
     return demasker.initialise(torch.Generator().manual_seed(0))
 
@@ -99,7 +101,9 @@ def test_the_local_pairs_can_be_chosen(pairs: tuple[int, ...], make_llada: MakeL
 
 
 @torch.no_grad()
-def test_order_of_registers_is_seen_through_the_local_pairs_alone_when_anchored(make_llada: MakeLLaDA) -> None:
+def test_order_of_registers_is_seen_through_the_local_pairs_alone_when_anchored(
+    make_llada: MakeLLaDA,
+) -> None:
     ids, z = tokens(11), registers(4)
 
     def change(demasker: GuidedDemasker) -> float:
@@ -150,10 +154,14 @@ def test_logits_at_the_asked_positions_in_row_major_order(make_llada: MakeLLaDA)
     whole = demasker.logits(ids, torch.ones_like(rows), z).view(3, 10, -1)
     assert alike(demasker.logits(ids, rows, z), whole[rows])
     for row in range(3):
-        assert alike(demasker.logits(ids[row : row + 1], rows[row : row + 1], z[row : row + 1]), whole[row][rows[row]])
+        assert alike(
+            demasker.logits(ids[row : row + 1], rows[row : row + 1], z[row : row + 1]), whole[row][rows[row]]
+        )
 
 
-def test_boundaries_and_projected_registers_begin_at_the_scale_of_token_embeddings(make_llada: MakeLLaDA) -> None:
+def test_boundaries_and_projected_registers_begin_at_the_scale_of_token_embeddings(
+    make_llada: MakeLLaDA,
+) -> None:
     demasker = GuidedDemasker(make_llada(d_model=128, n_heads=4), GuideConfig(K, D)).initialise()
     scale = demasker.llada.model.transformer.wte.weight.detach().square().mean().sqrt()
     for part in (demasker.boundaries, demasker.projection(registers(200))):
@@ -212,7 +220,8 @@ def test_recomputation_changes_nothing(make_llada: MakeLLaDA) -> None:
         demasker.llada.recompute = recompute
         with torch.enable_grad():
             out = demasker.hidden(ids, Segments.of([6, 9]), registers(3), [2, 1])
-            gradients.append(torch.autograd.grad(out.square().sum(), list(demasker.llada.model.transformer.blocks.parameters())))  # fmt: skip
+            blocks = list(demasker.llada.model.transformer.blocks.parameters())
+            gradients.append(torch.autograd.grad(out.square().sum(), blocks))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 

@@ -25,10 +25,17 @@ def problem(seed: int = 0, rows: int = R) -> tuple[torch.Tensor, ...]:
     draws = torch.Generator().manual_seed(seed)
     hidden = torch.randn(rows, E, generator=draws).requires_grad_()
     weight = torch.randn(V, E, generator=draws).requires_grad_()
-    return hidden, weight, torch.randint(0, V, (rows,), generator=draws), torch.rand(rows, generator=draws) * 3
+    return (
+        hidden,
+        weight,
+        torch.randint(0, V, (rows,), generator=draws),
+        torch.rand(rows, generator=draws) * 3,
+    )
 
 
-def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def plain(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
     """The same by torch on full logits, in float64."""
     logits = hidden.double() @ weight.double().T
     return (F.cross_entropy(logits, targets, reduction="none") * weights.double()).sum()
@@ -101,7 +108,9 @@ def test_no_masked_row_at_all() -> None:
 def test_rows_add_up_however_they_are_split() -> None:
     hidden, weight, targets, weights = problem()
     whole = cross_entropy(hidden, weight, targets, weights).total
-    parts = [cross_entropy(hidden[p], weight, targets[p], weights[p]).total for p in (slice(0, 13), slice(13, R))]
+    parts = [
+        cross_entropy(hidden[p], weight, targets[p], weights[p]).total for p in (slice(0, 13), slice(13, R))
+    ]
     assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-6)
 
 
@@ -130,7 +139,9 @@ def test_the_head_gives_logits_or_the_loss() -> None:
     head = VocabularyHead(E, V, bias=False)
     head.weight.data.copy_(weight)
     assert torch.equal(head(hidden), F.linear(hidden, weight))
-    assert torch.equal(head(hidden, targets, weights).total, cross_entropy(hidden, weight, targets, weights).total)
+    assert torch.equal(
+        head(hidden, targets, weights).total, cross_entropy(hidden, weight, targets, weights).total
+    )
 
 
 class Largest(TorchDispatchMode):
@@ -140,7 +151,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
-        self.elements = max([self.elements, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
+        self.elements = max(
+            [self.elements, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))]
+        )
         return out
 
 

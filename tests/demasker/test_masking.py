@@ -38,7 +38,9 @@ def test_levels_are_uniform_above_the_least_beside_the_all_mask_coin() -> None:
     others = drawn[~whole].sort().values
     assert others[0] >= 0.001 and others[-1] < 1
     grid = torch.linspace(0.001, 1, len(others), dtype=torch.float64)
-    assert (others - grid).abs().max() < 1.95 / math.sqrt(len(others))  # Kolmogorov-Smirnov, one in a thousand
+    assert (others - grid).abs().max() < 1.95 / math.sqrt(
+        len(others)
+    )  # Kolmogorov-Smirnov, one in a thousand
 
 
 def test_the_coin_at_its_ends() -> None:

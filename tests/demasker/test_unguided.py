@@ -68,7 +68,13 @@ def test_splitting_a_batch_changes_neither_loss_nor_gradient(
         part = slice(at, at + n)
         at += n
         demasker(
-            MaskedTexts(texts.ids_T[part], texts.is_masked_T[part], texts.t_B[i : i + 1], Segments.of([n]), texts.mask_id)
+            MaskedTexts(
+                texts.ids_T[part],
+                texts.is_masked_T[part],
+                texts.t_B[i : i + 1],
+                Segments.of([n]),
+                texts.mask_id,
+            )
         ).total.backward()
     for parameter, gradient in zip(demasker.parameters(), whole, strict=True):
         assert (parameter.grad - gradient).norm() < 1e-5 * gradient.norm()
