@@ -138,12 +138,10 @@ def _card(autoencoder: Autoencoder, vocabulary: Vocabulary, window: int, trained
     encoder, demasker = autoencoder.encoder, autoencoder.demasker
     sizes = demasker.llada.config
     millions = lambda module: f"{sum(p.numel() for p in module.parameters()) / 1e6:,.1f} M"  # noqa: E731
-    steps = trained.get("steps")
-    how = (
-        f"`recipes/{trained['recipe']}.py`, {steps:,} optimiser steps; every setting is in `training.json`."
-        if steps
-        else ""
-    )
+    how = ""
+    if {"recipe", "steps"} <= trained.keys():
+        made = f"`recipes/{trained['recipe']}.py`, {trained['steps']:,} optimiser steps"
+        how = f"{made}; every setting is in `training.json`."
     return f"""---
 library_name: crocodil
 license: apache-2.0

@@ -109,11 +109,14 @@ def test_what_was_read_can_be_written_again(tiny_bundle: Path, tmp_path: Path) -
 def test_the_record_of_training_goes_with_it(
     make_autoencoder: Make, tiny_vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
-    folder = save(
-        tmp_path / "model", make_autoencoder(), tiny_vocabulary, trained={"steps": 7, "run": Path("runs/x")}
-    )
-    assert json.loads((folder / "training.json").read_text()) == {"steps": 7, "run": "runs/x"}
+    made = {"recipe": "train_demasker", "steps": 7000, "run": Path("runs/x")}
+    folder = save(tmp_path / "model", make_autoencoder(), tiny_vocabulary, trained=made)
+    assert json.loads((folder / "training.json").read_text()) == made | {"run": "runs/x"}
+    assert "`recipes/train_demasker.py`, 7,000 optimiser steps" in (folder / "README.md").read_text()
     load_autoencoder(folder)
+    other = save(tmp_path / "other", make_autoencoder(), tiny_vocabulary, trained={"steps": 7})
+    assert json.loads((other / "training.json").read_text()) == {"steps": 7}
+    assert tiny_vocabulary.fingerprint in (other / "README.md").read_text()
 
 
 @pytest.mark.parametrize("scale", ["sqrt_d", "layer_norm"])

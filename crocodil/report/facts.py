@@ -36,7 +36,8 @@ def machine(device: torch.device) -> str:
     """What times are taken on."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} {'thread' if threads == 1 else 'threads'}, torch {torch.__version__}"
 
 
 def _parameters(module: torch.nn.Module) -> int:

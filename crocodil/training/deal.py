@@ -14,7 +14,7 @@ def deal(rows: Sequence[Sequence[int]], ranks: int) -> list[list[list[int]]]:
     would keep the others waiting in a collective.
 
     Raises:
-        CrocodilError: fewer texts than ranks.
+        CrocodilError: fewer texts than ranks, or rows of single texts that are no multiple of the ranks.
     """
     dealt = [list(row) for row in rows]
     texts = sum(map(len, dealt))
@@ -23,9 +23,7 @@ def deal(rows: Sequence[Sequence[int]], ranks: int) -> list[list[list[int]]]:
     while len(dealt) % ranks:
         longest = max(range(len(dealt)), key=lambda i: (len(dealt[i]), -i))
         row = dealt[longest]
-        if (
-            len(row) < 2
-        ):  # texts alone in their rows and still no multiple: share the first rows' work differently
+        if len(row) < 2:  # every text has a row to itself, and still there are not enough for everybody
             raise CrocodilError(
                 f"{texts} texts cannot be dealt evenly to {ranks} ranks; make batch_size a multiple of the ranks"
             )

@@ -72,7 +72,9 @@ def parameter_groups(
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            groups.setdefault((family(name), parameter.ndim > 1), []).append(parameter)
+            # ZeRO-3 leaves an empty 1-D tensor in place of a parameter that it has taken apart
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            groups.setdefault((family(name), len(shape) > 1), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
         for (_, decays), parameters in groups.items()

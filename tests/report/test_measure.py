@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from crocodil.errors import CrocodilError
@@ -97,7 +100,29 @@ def test_facts_come_from_the_model_and_its_folder(tiny_model: Model) -> None:
     assert (facts.window, facts.K, facts.D, facts.fingerprint) == (32, 4, 24, tiny_model.fingerprint)
     parameters = sum(p.numel() for p in tiny_model.autoencoder.parameters())
     assert facts.encoder_parameters + facts.demasker_parameters == parameters
-    assert facts.bytes > 4 * parameters and facts.licence == "" and facts.trained_steps is None
+    assert facts.bytes > 4 * parameters and facts.trained_steps is None
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: mit\ntags: [a]\n---\n# A model\n", "mit"),
+        ("---\ntags: [a]\n---\n", ""),
+        ("# A model\n", ""),
+        ("---\n: [\n---\n", ""),
+        (None, ""),
+    ],
+)
+def test_the_licence_is_what_the_card_states(
+    tiny_model: Model, tmp_path: Path, card: str | None, licence: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model.name, folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    if card is not None:
+        (folder / "README.md").write_text(card, "utf-8")
+    model = Model(tiny_model.autoencoder, tiny_model.vocabulary, tiny_model.window, str(folder))
+    assert model_facts(model).licence == licence
 
 
 def test_a_summary_has_a_line_for_each_nfe(tiny_model: Model, sources: list[Source]) -> None:
