@@ -89,14 +89,22 @@ def corrupt(
 
 
 def at_level(
-    samples: Sequence[Sample], vocabulary: Vocabulary, draw: Draw, t: float, k: int, D: int, sigma: float = 0.0
+    samples: Sequence[Sample],
+    vocabulary: Vocabulary,
+    draw: Draw,
+    t: float,
+    k: int,
+    D: int,
+    sigma: float = 0.0,
 ) -> Batch:
     """A batch for evaluation: every text masked at level t and exposing k registers, disturbed by N(0, σ²)."""
     windows = [torch.tensor(sample.window(vocabulary)) for sample in samples]
     masks = [mask(len(w), t, draw(s.id, "mask")) for s, w in zip(samples, windows, strict=True)]
     noise = [sigma * torch.randn(k, D, generator=draw(s.id, "noise")) for s in samples] if sigma and k else []
     levels, ks = [t] * len(samples), [k] * len(samples)
-    return batch_of(samples, windows, masks, levels, ks, torch.cat(noise) if noise else None, vocabulary.mask_id)
+    return batch_of(
+        samples, windows, masks, levels, ks, torch.cat(noise) if noise else None, vocabulary.mask_id
+    )
 
 
 def batch_of(

@@ -164,7 +164,11 @@ class Model:
         length = self.window if length is None else length
         if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= longest:
             raise CrocodilError(f"length must be a whole number between 1 and {longest}, not {length!r}")
-        for name, value in {"nfe": nfe, "seed": seed, "block_size": length if block_size is None else block_size}.items():
+        for name, value in {
+            "nfe": nfe,
+            "seed": seed,
+            "block_size": length if block_size is None else block_size,
+        }.items():
             if not isinstance(value, int) or isinstance(value, bool):
                 raise CrocodilError(f"{name} must be a whole number, not {value!r}")
         rows_V = self.vocabulary.size

@@ -56,7 +56,9 @@ class RegisterEncoder(nn.Module):
     def __init__(self, backbone: Qwen3Model, K: int, eos_id: int, scale: Scale = "sqrt_d") -> None:
         super().__init__()
         if set(backbone.config.layer_types) != {"full_attention"}:
-            raise CrocodilError("the encoder's backbone has sliding windows, which crocodil does not; give one without")
+            raise CrocodilError(
+                "the encoder's backbone has sliding windows, which crocodil does not; give one without"
+            )
         self.backbone = backbone
         self.K = check_count(K)
         self.D = int(backbone.config.hidden_size)

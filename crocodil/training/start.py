@@ -38,7 +38,9 @@ def find_start(run: Path, resume: str | None, corpus: str) -> Start:
     """
     if resume is None:
         if found := broadcast(next(iter(sorted(run.glob("step-*"))), None)):
-            raise CrocodilError(f"{run} holds checkpoints ({found.name}, …); go on with --resume, or give another run=")
+            raise CrocodilError(
+                f"{run} holds checkpoints ({found.name}, …); go on with --resume, or give another run="
+            )
         return Start(None)
     checkpoint = latest(run) if resume == NEWEST else Path(resume)
     if checkpoint is None:
