@@ -11,8 +11,10 @@ from typing import NoReturn, TypeVar
 from crocodil import __version__
 from crocodil.errors import CrocodilError
 
-LISTS = ("--nfe", "--alphas", "--block-size")
+LISTS = ("--nfe", "--alphas", "--block-size", "--levels", "--sigmas")
 """Options whose numbers may stand apart or behind commas."""
+
+SOURCE = "windows of the held-out part of a corpus: stdlib, a folder, a .jsonl or .parquet file"
 
 Number = TypeVar("Number", int, float)
 
@@ -92,6 +94,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     one = verb("evaluate", "the table block size × NFE on held-out programs, as the paper's Table 1")
     _files(one)
     _held_out(one)
+    one.add_argument("--source", help=f"{SOURCE}, instead of files")
     one.add_argument("--k", type=int, help="registers of each window (default all)")
     one.add_argument(
         "--windows", type=_positive, default=16, metavar="N", help="windows to score (default 16)"
@@ -105,6 +108,21 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     _sampling(one)
     _report(one)
+
+    one = verb(
+        "likelihood", "masked-token prediction by masking level and by register noise (Fig. 4, Fig. 7)"
+    )
+    one.add_argument("--source", default="stdlib", help=SOURCE)
+    one.add_argument(
+        "--windows", type=_positive, default=128, metavar="N", help="windows to score (default 128)"
+    )
+    one.add_argument(
+        "--k", type=_several(int), help="numbers of registers, 0 is unguided (default 0, 8 and all)"
+    )
+    one.add_argument("--levels", type=_several(float), default=(0.1, 0.25, 0.5, 0.75, 0.9, 1.0), metavar="T",
+                     help="masking levels (default 0.1,0.25,0.5,0.75,0.9,1)")  # fmt: skip
+    one.add_argument("--sigmas", type=_several(float), default=(0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0), metavar="S",
+                     help="register noise, at 90 %% masking (default 0,0.25,0.5,0.75,1,1.5,2)")  # fmt: skip
 
     verb("info", "what a model is: its sizes, registers, window, fingerprint and licence")
     return parser, verbs

@@ -30,6 +30,13 @@ def read_sources(files: Sequence[str], held_out: int | None = None) -> list[Sour
     return [read_source(file) for file in files]
 
 
+def held_out_sources(source: str) -> list[Source]:
+    """The held-out files of a corpus, which a model trained on it has not seen."""
+    from crocodil.text.data import DataConfig, load_split
+
+    return [Source(document.id, document.text) for document in load_split(DataConfig(source=source)).held_out]
+
+
 def read_source(file: str) -> Source:
     """One text; `-` is stdin."""
     return Source(file, _decode(sys.stdin.buffer.read() if file == "-" else read_file(file), file))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import crocodil
-from crocodil.cli.inputs import read_file, read_source, read_sources
+from crocodil.cli.inputs import held_out_sources, read_file, read_source, read_sources
 from crocodil.errors import CrocodilError
 from crocodil.report.progress import bar, spinner
 from crocodil.report.records import Decoding, Report
@@ -144,7 +144,9 @@ def interpolate(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """The table block size × NFE (Tab. 1) on held-out programs."""
-    sources = read_sources(args.files, args.held_out)
+    if args.source and (args.files or args.held_out):
+        raise CrocodilError("--source brings its own texts, so name no files and no --held-out beside it")
+    sources = held_out_sources(args.source) if args.source else read_sources(args.files, args.held_out)
     folder = _folder(args.report)
     model = _load(args.model)
     from crocodil.report import measure, paper
@@ -175,6 +177,37 @@ def evaluate(args: argparse.Namespace) -> None:
     if folder:
         title = "Reconstruction by block size and NFE"
         _write(folder, _report(model, decoding, title, grid=grid, grid_length=length))
+
+
+def likelihood(args: argparse.Namespace) -> None:
+    """Cross-entropy and top-1 of masked tokens, by masking level (Fig. 4) and by register noise (Fig. 7)."""
+    model = _load(args.model)
+    ks = args.k or tuple(dict.fromkeys((0, min(8, model.K), model.K)))
+    if min(ks) < 0 or max(ks) > model.K:
+        raise CrocodilError(f"--k must be between 0 and {model.K}, the registers of this model")
+    if min(args.levels) <= 0 or max(args.levels) > 1:
+        raise CrocodilError("--levels must be above 0 and at most 1, which masks everything")
+    from crocodil.reproduce.likelihood import by_level, by_noise, held_out_windows
+
+    with spinner("reading held-out texts"):
+        samples = held_out_windows(model, args.source, args.windows)
+    with spinner(f"scoring {len(samples)} windows"):
+        levels = by_level(model, samples, ks, args.levels)
+        noise = by_noise(model, samples, args.sigmas, model.K)
+    if args.json:
+        _print_json(
+            {
+                "model": model.name,
+                "windows": len(samples),
+                "levels": [asdict(score) for score in levels],
+                "noise": [{"sigma": one.sigma, **asdict(one.score)} for one in noise],
+            }
+        )
+        return
+    from crocodil.report.terminal import show_levels, show_noise
+
+    show_levels(_console(), levels)
+    show_noise(_console(), noise)
 
 
 def info(args: argparse.Namespace) -> None:

@@ -10,12 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crocodil.metrics.likelihood import LevelScore
 from crocodil.report.diff import Line, Row, diff
 from crocodil.report.palette import ink_on, step_colour
 from crocodil.report.paper import CAPTION
 from crocodil.report.records import Demasking, GridRow, Reconstruction
 from crocodil.report.summary import summarise
 from crocodil.report.visible import visible
+from crocodil.reproduce.likelihood import NoiseScore
 
 ROWS = 60
 """Lines of one file that are shown."""
@@ -133,3 +135,26 @@ def _sign(row: Row) -> str:
     if row.equal:
         return "│"
     return "≠" if row.left and row.right else "<" if row.left else ">"
+
+
+def show_levels(console: Console, scores: Sequence[LevelScore]) -> None:
+    """Fig. 4 as a table: a line for each masking level, two columns for each number of registers."""
+    ks = list(dict.fromkeys(score.k for score in scores))
+    table = Table(title="Masked tokens by masking level (cross-entropy in nats, top-1)", title_justify="left")
+    table.add_column("t", justify="right")
+    for k in ks:
+        table.add_column("unguided" if k == 0 else f"k = {k}", justify="right")
+    for t in dict.fromkeys(score.t for score in scores):
+        row = {score.k: score for score in scores if score.t == t}
+        table.add_row(f"{t:g}", *(f"{row[k].cross_entropy:.2f}  {row[k].top1:.1%}" for k in ks))
+    console.print(table)
+
+
+def show_noise(console: Console, scores: Sequence[NoiseScore]) -> None:
+    """Fig. 7 as a table."""
+    table = Table(title="Masked tokens at 90 % masking, by register noise", title_justify="left")
+    for name in ("sigma", "cross-entropy", "top-1"):
+        table.add_column(name, justify="right")
+    for one in scores:
+        table.add_row(f"{one.sigma:g}", f"{one.score.cross_entropy:.2f}", f"{one.score.top1:.1%}")
+    console.print(table)
