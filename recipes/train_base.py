@@ -21,7 +21,7 @@ from crocodil.demasker.llada import LLaDA, LLaDAConfig
 from crocodil.demasker.loss import Losses
 from crocodil.demasker.masking import MaskedTexts, MaskingConfig
 from crocodil.demasker.unguided import UnguidedDemasker
-from crocodil.errors import one_line_errors
+from crocodil.errors import CrocodilError, one_line_errors
 from crocodil.metrics.cost import demasker_flops
 from crocodil.metrics.likelihood import score_levels
 from crocodil.text.data import DataConfig, load_split, tokenised
@@ -99,6 +99,11 @@ def main() -> None:
 
 def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:
     torch.manual_seed(config.seed)
+
+    if config.batch_size % ranks.num_processes:
+        raise CrocodilError(
+            f"batch_size {config.batch_size} must be a multiple of the {ranks.num_processes} ranks"
+        )
 
     # Texts and vocabulary.
     parts = load_split(config.data)

@@ -7,7 +7,7 @@ Ctrl-C saves a checkpoint; the same command with --resume goes on from it.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,10 +19,11 @@ from crocodil.autoencoder import Autoencoder, Batch, Corruption, at_level, corru
 from crocodil.bundle import load_autoencoder, open_demasker, save_autoencoder
 from crocodil.demasker.guided import GuideConfig, GuidedDemasker, Layout
 from crocodil.demasker.loss import Losses
-from crocodil.errors import one_line_errors
+from crocodil.errors import CrocodilError, one_line_errors
 from crocodil.metrics.cost import demasker_flops, encoder_flops
 from crocodil.metrics.likelihood import score_levels
 from crocodil.registers.encoder import Scale, fresh_encoder
+from crocodil.registers.geometry import RegisterNoise
 from crocodil.registers.released import open_encoder
 from crocodil.text.data import DataConfig, load_split, tokenised
 from crocodil.text.vocabulary import Vocabulary
@@ -78,6 +79,8 @@ class DemaskerRecipe:
     data: DataConfig = field(default_factory=DataConfig)
     corruption: Corruption = field(default_factory=Corruption)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    noise_from: int = 0
+    """Registers are exact before this step: a small model finds them sooner (docs/experiments.md). 0 is the paper."""
     encoder_steps: int = 4000
     """Optimiser steps of the first stage, in which LLaDA's own weights are frozen."""
     steps: int = 70_000
@@ -113,6 +116,11 @@ def main() -> None:
 def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:
     torch.manual_seed(config.seed)
 
+    if config.batch_size % ranks.num_processes:
+        raise CrocodilError(
+            f"batch_size {config.batch_size} must be a multiple of the {ranks.num_processes} ranks"
+        )
+
     # Model and texts.
     module, vocabulary = build(config)
     llada, K, D = module.demasker.llada, module.encoder.K, module.encoder.D
@@ -130,6 +138,8 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
     del parts
     validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]
     steps_per_epoch = windows.batches(config.batch_size)
+
+    exact = replace(config.corruption, register_noise=RegisterNoise(cosine=1.0))
 
     # Where to go on.
     corpus = windows.tokens.digest
@@ -170,8 +180,9 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
 
                 # 2. Corrupt this rank's share (t, mask, k, noise), forward, backward.
                 draw = partial(generator, config.seed, epoch)
+                corruption = config.corruption if step >= config.noise_from else exact
                 batches = [
-                    corrupt([samples[i] for i in row], vocabulary, draw, config.corruption, K, D)
+                    corrupt([samples[i] for i in row], vocabulary, draw, corruption, K, D)
                     for row in rows[ranks.process_index]
                 ]
                 sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)

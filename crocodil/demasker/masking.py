@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from crocodil.attention import Segments
+from crocodil.errors import CrocodilError
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,12 @@ class MaskingConfig:
     """Probability that the whole text is masked, t = 1 (App. C, the all-mask utilisation schedule)."""
     t_min: float = 0.001
     """Smallest level: otherwise t is uniform between this and 1. Bounds the weight 1/t."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.all_mask <= 1 or not 0 < self.t_min <= 1:
+            raise CrocodilError(
+                f"masking: all_mask {self.all_mask} must be from 0 to 1 and t_min {self.t_min} above 0 and at most 1"
+            )
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,7 @@ class RegisterEncoder(nn.Module):
         self.suffix = nn.Parameter(torch.empty(K - 1, self.D, device=table.device, dtype=table.dtype))
         self.norm = nn.LayerNorm(self.D) if scale == "layer_norm" else None
         if not table.is_meta:
-            rms = float(table.detach().float().pow(2).mean().sqrt())
-            self.suffix.data.copy_(rms * suffix_codes(K - 1, self.D))
+            nn.init.normal_(self.suffix, std=float(table.detach().float().pow(2).mean().sqrt()))
 
     def forward(
         self,
@@ -132,18 +131,6 @@ class RegisterEncoder(nn.Module):
     def register_norm(self) -> float:
         """√D, the norm of a register."""
         return math.sqrt(self.D)
-
-
-def suffix_codes(count: int, D: int) -> torch.Tensor:
-    """Where the suffix embeddings start: sinusoids of their index, (count, D) with unit mean square.
-
-    With these, "look 4j tokens back" is one linear map for every register j, and what one register learns its
-    neighbours learn with it. Random starts make each register find its part of the text alone (docs/experiments.md).
-    """
-    pairs = (D + 1) // 2
-    frequencies = torch.pi * torch.logspace(0, -math.log10(2 * max(count, 1)), pairs)
-    turns = torch.arange(1, count + 1)[:, None] * frequencies
-    return math.sqrt(2) * torch.stack([turns.sin(), turns.cos()], dim=-1).flatten(1)[:, :D]
 
 
 def fresh_encoder(

@@ -35,6 +35,12 @@ class NestedDropout:
     hide_all: float = 0.0
     """Probability of exposing none, k = 0: the same weights then are the unguided demasker. Ours, off in the paper."""
 
+    def __post_init__(self) -> None:
+        if min(self.keep_all, self.hide_all) < 0 or self.keep_all + self.hide_all > 1:
+            raise CrocodilError(
+                f"nested_dropout: keep_all {self.keep_all} and hide_all {self.hide_all} must be probabilities of sum at most 1"
+            )
+
 
 def check_count(K: int) -> int:
     """K must be a power of two, so that the groups 1, 1, 2, 4, … fill it."""

@@ -10,7 +10,7 @@ import torch
 
 from crocodil.attention import Segments
 from crocodil.errors import CrocodilError
-from crocodil.registers.encoder import RegisterEncoder, suffix_codes
+from crocodil.registers.encoder import RegisterEncoder
 from crocodil.text.vocabulary import Vocabulary
 
 Make = Callable[..., RegisterEncoder]
@@ -168,22 +168,10 @@ def test_the_row_of_eos_is_trained(make_encoder: Make) -> None:
     assert encoder.backbone.embed_tokens.weight.grad[made.eos_id].norm() > 1e-6
 
 
-@pytest.mark.parametrize("D", [24, 25, 1024])
-@pytest.mark.parametrize("count", [0, 1, 7, 127])
-def test_suffix_embeddings_start_apart_at_the_scale_of_the_table(count: int, D: int) -> None:
-    codes = suffix_codes(count, D)
-    assert codes.shape == (count, D)
-    if count:
-        assert codes.square().mean() == pytest.approx(1, abs=0.1)
-        assert torch.cdist(codes, codes).add(torch.eye(count)).min() > 0.1
-
-
-def test_a_step_along_the_suffix_is_the_same_rotation_everywhere() -> None:
-    codes = suffix_codes(31, 24).unflatten(1, (-1, 2))
-    sin, cos = codes.unbind(-1)
-    angle = torch.atan2(sin, cos)
-    steps = (angle[1:] - angle[:-1]) % (2 * torch.pi)
-    assert torch.allclose(steps, steps[:1].expand_as(steps), atol=1e-4)
+def test_suffix_embeddings_start_at_the_scale_of_the_table(make_encoder: Make) -> None:
+    encoder = make_encoder()
+    table = encoder.backbone.embed_tokens.weight
+    assert encoder.suffix.std() == pytest.approx(float(table.square().mean().sqrt()), rel=0.3)
 
 
 @pytest.mark.parametrize("lengths", [(6, 6), (5, 7)])
