@@ -38,7 +38,7 @@ class NestedDropout:
     def __post_init__(self) -> None:
         if min(self.keep_all, self.hide_all) < 0 or self.keep_all + self.hide_all > 1:
             raise CrocodilError(
-                f"nested_dropout: keep_all {self.keep_all} and hide_all {self.hide_all} must be probabilities of sum at most 1"
+                f"nested_dropout: keep_all {self.keep_all} and hide_all {self.hide_all} must add up to at most 1"
             )
 
 
