@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CHUNK_ROWS = 1024
+CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 27}
+"""Logits that exist at the same time: 132 rows of LLaDA's vocabulary on a CPU, 1,061 on a GPU, which wants more work
+at once."""
 
 
 class Score(NamedTuple):
@@ -81,6 +83,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                         grad_weight.addmm_(grad.T, x[part])
                     else:
                         grad_weight += grad.T @ x[part]
+                del logits, grad  # before the next chunk is made, not after
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight_VE.dtype
         ctx.mark_non_differentiable(entropy, correct)
@@ -101,7 +104,7 @@ def cross_entropy(
     weight_VE: torch.Tensor,
     targets_R: torch.Tensor,
     weights_R: torch.Tensor,
-    chunk: int = CHUNK_ROWS,
+    chunk: int | None = None,
 ) -> Score:
     """Σ weights · CE(hidden · weightᵀ, targets) without ever holding R x V logits.
 
@@ -110,9 +113,11 @@ def cross_entropy(
         weight_VE: output matrix.
         targets_R: int64 token ids.
         weights_R: float32 weight of each row's cross-entropy.
-        chunk: rows whose logits exist at the same time.
+        chunk: rows whose logits exist at the same time; by `CHUNK_LOGITS` if left out.
     """
     device = hidden_RE.device.type
+    if chunk is None:
+        chunk = max(1, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"]) // len(weight_VE))
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_RE.dtype
     return Score(*_ChunkedCrossEntropy.apply(hidden_RE, weight_VE, targets_R, weights_R, chunk, dtype))
 

@@ -1,8 +1,8 @@
 """The rules that every benchmark keeps: what is compared, how it is timed, and when a number is void.
 
 Both sides run in one process and in turn, A B A B … A, so that whatever else the machine does meets both. A number is
-the median of the ratios of neighbours, with their range. The A/A control is the same thing between one A and the next:
-where it is not 1 within 10 %, the machine was too restless and the row is void.
+the median of the ratios of neighbours, with their range. The A/A control is by how much one A usually differs from the
+next: where that is more than 10 %, the machine was too restless and the row is void.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -54,7 +54,7 @@ class Row:
     low: float
     high: float
     control: float
-    """A/A: the same side measured against itself."""
+    """A/A: by how much the same side, measured twice, usually differs; 1 is not at all. See `unrest`."""
     floor: float | None = None
     """What must be reached; a greatest value where `at_most`."""
     aim: float | None = None
@@ -67,7 +67,7 @@ class Row:
     @property
     def verdict(self) -> Literal["void", "aim", "floor", "below", "no target"]:
         """`void` before anything else: a restless machine neither passes nor fails."""
-        if not abs(self.control - 1) <= CONTROL_TOLERANCE:
+        if not self.control <= 1 + CONTROL_TOLERANCE:
             return "void"
         if self.floor is None:
             return "no target"
@@ -108,7 +108,7 @@ class Pairs:
             value=statistics.median(ratios),
             low=min(ratios),
             high=max(ratios),
-            control=statistics.median(one / next for one, next in pairwise(self.theirs)),
+            control=unrest(pairwise(self.theirs)),
             floor=floor,
             aim=aim,
             samples={"theirs": self.theirs, "ours": self.ours},
@@ -133,14 +133,22 @@ def sweep(points: Mapping[int, Work], bench: Bench) -> tuple[dict[int, tuple[flo
     twice = order[len(order) // 2]
     repeats = {size: _repeats(points[size], bench) for size in order}
     seconds: dict[int, list[float]] = {size: [] for size in order}
-    controls = []
+    twins = []
     for _ in range(bench.sizes.pairs):
         for size in order:
             seconds[size].append(_seconds(points[size], repeats[size], bench.device))
             if size == twice:
                 again = _seconds(points[size], repeats[size], bench.device)
-                controls.append(seconds[size][-1] / again)
-    return {size: tuple(taken) for size, taken in seconds.items()}, statistics.median(controls)
+                twins.append((seconds[size][-1], again))
+    return {size: tuple(taken) for size, taken in seconds.items()}, unrest(twins)
+
+
+def unrest(twins: Iterable[tuple[float, float]]) -> float:
+    """The A/A control: the median factor, 1 or more, between two measurements of the same thing.
+
+    The median of their ratios would not do: bursts that meet now the first and now the second leave it at 1.
+    """
+    return math.exp(statistics.median(abs(math.log(one / other)) for one, other in twins))
 
 
 def exponent(sizes: Sequence[float], amounts: Sequence[float]) -> float:
@@ -159,7 +167,7 @@ def ratio_of_bytes(
         value=statistics.median(ratios),
         low=min(ratios),
         high=max(ratios),
-        control=theirs[0] / theirs[1],
+        control=unrest([(theirs[0], theirs[1])]),
         floor=floor,
         aim=aim,
         samples={"theirs": theirs, "ours": [ours]},
@@ -175,7 +183,7 @@ def mean_of_ratios(name: str, rows: Sequence[Row], floor: float, aim: float) -> 
         value=statistics.geometric_mean(values),
         low=min(values),
         high=max(values),
-        control=max((row.control for row in rows), key=lambda control: abs(control - 1)),
+        control=max(row.control for row in rows),
         floor=floor,
         aim=aim,
     )

@@ -136,7 +136,7 @@ def table_of(document: dict[str, Any]) -> Table:
             table.add_row("", Text(benchmark["error"], style="red"))
     table.caption = (
         "time and peak memory: theirs divided by ours, above 1 ours is better; exponent and time / positions: smaller is "
-        "better. target: floor, aim. void: one side against itself differs by more than "
+        "better. target: floor, aim. void: one side usually differs from itself by more than "
         f"{document['control_tolerance']:.0%}."
     )
     return table

@@ -27,7 +27,7 @@ from crocodil.text.split import split
 from crocodil.text.tokens import tokenise
 from crocodil.text.vocabulary import Vocabulary, train_bpe
 from crocodil.text.windows import Windows, pack
-from recipes.benchmarks.harness import Bench, Benchmark, Row, Unequal, exponent, sweep
+from recipes.benchmarks.harness import Bench, Benchmark, Row, Unequal, exponent, sweep, unrest
 from recipes.benchmarks.memory import peak_bytes
 from recipes.benchmarks.networks import guided_demasker
 from recipes.benchmarks.sizes import Network, ScalingSizes
@@ -130,14 +130,13 @@ def _memory(bench: Bench) -> Row:
             )
         )
     slope = exponent(list(peaks), [taken[0] for taken in peaks.values()])
-    one, again = peaks[sizes.lengths[-1]]
     return Row(
         name=f"peak memory of a training step against N, {sizes.lengths[0]} to {sizes.lengths[-1]}",
         measure="exponent",
         value=slope,
         low=slope,
         high=slope,
-        control=one / again,
+        control=unrest([tuple(peaks[sizes.lengths[-1]])]),
         floor=1.05,
         aim=1.0,
         at_most=True,

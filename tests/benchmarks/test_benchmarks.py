@@ -15,7 +15,17 @@ from rich.console import Console
 
 from recipes.benchmarks import encode_throughput, masked_loss, run, scaling, token_draw
 from recipes.benchmarks.anchor import PLAIN, load_official
-from recipes.benchmarks.harness import Bench, Pairs, Row, Unequal, compare, exponent, mean_of_ratios, sweep
+from recipes.benchmarks.harness import (
+    Bench,
+    Pairs,
+    Row,
+    Unequal,
+    compare,
+    exponent,
+    mean_of_ratios,
+    sweep,
+    unrest,
+)
 from recipes.benchmarks.memory import peak_bytes
 from recipes.benchmarks.sizes import TINY
 
@@ -56,7 +66,7 @@ def test_a_benchmark_reports_rows_of_one_shape(name: str) -> None:
     assert len({(row["name"], row["measure"]) for row in benchmark["rows"]}) == len(benchmark["rows"]) > 0
     for row in benchmark["rows"]:
         assert set(row) == ROW_KEYS
-        assert row["low"] <= row["value"] <= row["high"] and math.isfinite(row["control"])
+        assert row["low"] <= row["value"] <= row["high"] and 1 <= row["control"] < math.inf
         assert row["verdict"] in run.STYLES
         assert all(amount > 0 for amounts in row["samples"].values() for amount in amounts)
     assert run.table_of(document).row_count == 1 + len(benchmark["rows"])
@@ -131,14 +141,14 @@ def test_a_ratio_is_the_median_of_neighbours() -> None:
     row = Pairs(theirs=(2.0, 3.0, 8.0, 8.0), ours=(1.0, 1.0, 2.0)).row("x")
 
     assert (row.value, row.low, row.high) == (3.0, 2.0, 4.0)
-    assert row.control == pytest.approx(2 / 3)
+    assert row.control == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize(
     ("value", "control", "at_most", "verdict"),
     [
         (3.0, 1.0, False, "aim"),
-        (1.5, 0.91, False, "floor"),
+        (1.5, 1.05, False, "floor"),
         (0.5, 1.09, False, "below"),
         (3.0, 1.2, False, "void"),
         (3.0, math.nan, False, "void"),
@@ -153,8 +163,13 @@ def test_a_restless_machine_neither_passes_nor_fails(
     assert Row("x", "time", value, value, value, control, 1.0, aim, at_most).verdict == verdict
 
 
+def test_bursts_that_meet_both_twins_are_unrest() -> None:
+    assert unrest([(1.0, 2.0), (2.0, 1.0), (1.0, 1.0), (1.0, 2.0), (2.0, 1.0)]) == pytest.approx(2.0)
+    assert unrest([(1.0, 1.0), (1.0, 9.0), (1.0, 1.01)]) == pytest.approx(1.01)
+
+
 def test_a_mean_is_void_when_one_of_its_rows_is() -> None:
-    rows = [Row("a", "time", 1.0, 1.0, 1.0, 1.01), Row("b", "time", 4.0, 4.0, 4.0, 0.7)]
+    rows = [Row("a", "time", 1.0, 1.0, 1.0, 1.01), Row("b", "time", 4.0, 4.0, 4.0, 1.4)]
     mean = mean_of_ratios("mean", rows, 1.0, 1.5)
 
     assert mean.value == pytest.approx(2.0) and mean.verdict == "void"
