@@ -1,0 +1,54 @@
+"""The model that comes with the package."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import crocodil
+from crocodil.bundle import BUNDLED
+from crocodil.metrics.reconstruction import corpus_cer
+from crocodil.model import Model
+from crocodil.text.windows import split_text
+
+
+@pytest.fixture(scope="module")
+def nano() -> Model:
+    return crocodil.load()
+
+
+def test_it_is_small_and_whole() -> None:
+    files = [path for path in BUNDLED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 48 * 2**20
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
+
+
+def test_the_face_works_with_no_arguments_beyond_the_text() -> None:
+    registers = crocodil.encode("x = 1\n")
+    assert registers.values_WKD.shape[0] == 1
+    assert isinstance(crocodil.decode(registers)[0], str)
+    assert crocodil.autoencode("") == [""]
+    assert len(crocodil.interpolate("x = 1\n", "y = 2\n", nfe=4)) == 5
+
+
+def test_registers_carry_held_out_programs(nano: Model) -> None:
+    """Full windows of programs it was not trained on come back in large part from all registers, not from one."""
+    texts = [path.read_text("utf-8") for path in sorted((BUNDLED / "examples").glob("*.py"))]
+    pieces = [split_text(text, nano.vocabulary, nano.window)[0] for text in texts]
+    windows = [nano.vocabulary.decode(ids) for ids in pieces if len(ids) == nano.window - 2]
+    assert len(windows) > 3
+    whole = corpus_cer(nano.autoencode(windows, nfe=8), windows)
+    gist = corpus_cer(nano.autoencode(windows, k=1, nfe=8), windows)
+    assert whole < 0.45 < gist
+
+
+def test_its_encoder_is_a_sentence_transformer(nano: Model) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    opened = SentenceTransformer(
+        str(BUNDLED / "encoder"), device="cpu", model_kwargs={"dtype": torch.float32}, local_files_only=True
+    )
+    texts = ["def double(x):\n    return 2 * x", "import os"]
+    theirs = torch.tensor(opened.encode(texts, show_progress_bar=False))
+    ours = nano.encode(texts, k=1).values_WKD[:, 0]
+    assert torch.cosine_similarity(theirs, ours).min() > 0.99999
