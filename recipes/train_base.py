@@ -24,9 +24,9 @@ from crocodil.demasker.unguided import UnguidedDemasker
 from crocodil.errors import CrocodilError, one_line_errors
 from crocodil.metrics.cost import demasker_flops
 from crocodil.metrics.likelihood import score_levels
-from crocodil.text.data import DataConfig, load_split, tokenised
+from crocodil.text.data import DataConfig, load_split, windows_of
 from crocodil.text.vocabulary import Vocabulary, train_bpe
-from crocodil.text.windows import Sample, Windows, pack
+from crocodil.text.windows import Sample, pack
 from crocodil.training.accelerators import accelerator
 from crocodil.training.checkpoints import checkpoint_name, prune, publishing
 from crocodil.training.config import flat, parse_arguments, save_config
@@ -115,15 +115,7 @@ def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None)
         model = LLaDA(fresh_config(config.shape, vocabulary, max(config.data.lengths)))
         model.initialise(torch.Generator().manual_seed(config.seed))
     model.recompute = config.recompute
-    windows, held_out = (
-        Windows(
-            tokenised(documents, vocabulary, config.data.cache),
-            config.data.lengths,
-            config.seed,
-            config.data.short_fraction,
-        )
-        for documents in (parts.train, parts.held_out)
-    )
+    windows, held_out = windows_of(parts, vocabulary, config.data, config.seed)
     del parts
 
     # Engine, and where it goes on.

@@ -25,9 +25,9 @@ from crocodil.metrics.likelihood import score_levels
 from crocodil.registers.encoder import Scale, fresh_encoder
 from crocodil.registers.geometry import RegisterNoise
 from crocodil.registers.released import open_encoder
-from crocodil.text.data import DataConfig, load_split, tokenised
+from crocodil.text.data import DataConfig, load_split, windows_of
 from crocodil.text.vocabulary import Vocabulary
-from crocodil.text.windows import Sample, Windows, pack
+from crocodil.text.windows import Sample, pack
 from crocodil.training.accelerators import accelerator
 from crocodil.training.checkpoints import checkpoint_name, prune, publishing
 from crocodil.training.config import flat, parse_arguments, save_config
@@ -126,15 +126,7 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
     llada, K, D = module.demasker.llada, module.encoder.K, module.encoder.D
     llada.recompute = config.recompute
     parts = load_split(config.data)
-    windows, held_out = (
-        Windows(
-            tokenised(documents, vocabulary, config.data.cache),
-            config.data.lengths,
-            config.seed,
-            config.data.short_fraction,
-        )
-        for documents in (parts.train, parts.held_out)
-    )
+    windows, held_out = windows_of(parts, vocabulary, config.data, config.seed)
     del parts
     validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]
     steps_per_epoch = windows.batches(config.batch_size)

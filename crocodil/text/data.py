@@ -9,6 +9,7 @@ from crocodil.text.corpus import Document, load_documents
 from crocodil.text.split import Split, split
 from crocodil.text.tokens import TokenisedCorpus, corpus_digest, tokenise
 from crocodil.text.vocabulary import Vocabulary
+from crocodil.text.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,14 @@ def tokenised(documents: tuple[Document, ...], vocabulary: Vocabulary, cache: st
     if not (folder / "corpus.json").is_file():
         tokenise(documents, vocabulary).save(folder)
     return TokenisedCorpus.load(folder, vocabulary)
+
+
+def windows_of(
+    parts: Split, vocabulary: Vocabulary, config: DataConfig, seed: int
+) -> tuple[Windows, Windows]:
+    """Training and held-out windows of a split, tokenised or out of the cache."""
+    train, held_out = (
+        Windows(tokenised(part, vocabulary, config.cache), config.lengths, seed, config.short_fraction)
+        for part in (parts.train, parts.held_out)
+    )
+    return train, held_out

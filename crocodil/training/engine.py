@@ -10,6 +10,7 @@ engine, on other ranks, and in another stage. Every rank writes a share of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -109,9 +110,8 @@ class Engine:
         """
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_norm)
         norm = float("nan") if norm is None else float(norm)
-        if (
-            torch.isfinite(torch.tensor(norm)) or self.is_sharded
-        ):  # DeepSpeed has stepped, or skipped, by itself
+        # DeepSpeed has stepped, or skipped, by itself
+        if self.is_sharded or math.isfinite(norm):
             self.optimiser.step()
             if self.ema is not None:
                 self.ema.update(self.module.named_parameters())
