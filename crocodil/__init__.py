@@ -49,7 +49,7 @@ def encode(
 
 
 def decode(registers: Registers, *, model: Model | None = None, **decoding: Any) -> list[str]:
-    """Write registers back into text; options nfe, block_size, length, temperature, …: see `Model.write`."""
+    """Write registers back into text; options nfe, block_size, length, temperature, …: see `Model.decode`."""
     return (model or _default()).decode(registers, **decoding)
 
 

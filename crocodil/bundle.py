@@ -65,6 +65,8 @@ class Index:
     layout: str = "anchored"
     local_pairs: tuple[int, ...] = ()
     scale: str = "sqrt_d"
+    suffix_from: int | None = None
+    """RoPE position of the first suffix register, None for straight after EOS."""
     format: int = FORMAT
 
 
@@ -129,6 +131,7 @@ def save_autoencoder(
         demasker.config.layout,
         demasker.local_pairs,
         encoder.scale,
+        encoder.suffix_from,
     )
     _write_index(folder, index)
 
@@ -200,9 +203,12 @@ def read_index(folder: Path) -> Index:
             raise CrocodilError(
                 f"{file}: {name} is {getattr(index, name)!r}, not one of {', '.join(choices)}"
             )
-    if any(type(n) is not int or n < 0 for n in (index.window, index.K, index.D, *index.local_pairs)):
+    if any(
+        type(n) is not int or n < 0
+        for n in (index.window, index.K, index.D, index.suffix_from or 0, *index.local_pairs)
+    ):
         raise CrocodilError(
-            f"{file}: window, K, D and local_pairs must be whole numbers; copy the model again"
+            f"{file}: window, K, D, suffix_from and local_pairs must be whole numbers; copy the model again"
         )
     return index
 
@@ -225,7 +231,8 @@ def load_autoencoder(
         folder / "demasker" / "guide.safetensors",
         {"boundaries": demasker.boundaries, "projection.weight": demasker.projection.weight},
     )
-    encoder = RegisterEncoder(_load_backbone(folder / "encoder"), index.K, vocabulary.eos_id, index.scale)  # type: ignore[arg-type]
+    backbone = _load_backbone(folder / "encoder")
+    encoder = RegisterEncoder(backbone, index.K, vocabulary.eos_id, index.scale, index.suffix_from)  # type: ignore[arg-type]
     extra = {"suffix": encoder.suffix}
     if encoder.norm is not None:
         extra |= {"norm.weight": encoder.norm.weight, "norm.bias": encoder.norm.bias}

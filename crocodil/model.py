@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -25,15 +24,6 @@ from crocodil.text.windows import split_text
 NFE = 16
 ROW_TOKENS = 8192
 """Packed tokens that the encoder reads at a time, and text positions that the demasker writes at a time."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """One decoded text and what it took."""
-
-    text: str
-    nfe: int
-    """Evaluations of the demasker for each window."""
 
 
 class Model:
@@ -68,8 +58,11 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over every weight of the encoder and the vocabulary: whose registers these are."""
+        encoder = self.autoencoder.encoder
         digest = hashlib.blake2b(self.vocabulary.fingerprint.encode(), digest_size=8)
-        for name, tensor in sorted(self.autoencoder.encoder.state_dict().items()):
+        if encoder.suffix_from is not None:
+            digest.update(f"suffix_from={encoder.suffix_from}".encode())
+        for name, tensor in sorted(encoder.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -109,6 +102,7 @@ class Model:
             out[row] = z.float().cpu().unflatten(0, (len(row), k))
         return Registers(out, tuple(map(len, pieces)), self.fingerprint)
 
+    @torch.no_grad()
     def decode(
         self,
         registers: Registers,
@@ -122,28 +116,7 @@ class Model:
         seed: int = 0,
         on_step: Callable[[Step], None] | None = None,
     ) -> list[str]:
-        """Write registers back into text (Alg. 6); arguments as in `write`."""
-        written = self.write(
-            registers, nfe=nfe, block_size=block_size, length=length, temperature=temperature,
-            remasking=remasking, renoise=renoise, seed=seed, on_step=on_step,
-        )  # fmt: skip
-        return [w.text for w in written]
-
-    @torch.no_grad()
-    def write(
-        self,
-        registers: Registers,
-        *,
-        nfe: int = NFE,
-        block_size: int | None = None,
-        length: int | None = None,
-        temperature: float = 0.0,
-        remasking: str = "low_confidence",
-        renoise: bool = False,
-        seed: int = 0,
-        on_step: Callable[[Step], None] | None = None,
-    ) -> list[Written]:
-        """Decode, and say how many evaluations of the demasker it took.
+        """Write registers back into text (Alg. 6).
 
         Args:
             registers: of this model's encoder, with any number k ≤ K of registers.
@@ -173,7 +146,6 @@ class Model:
                 raise CrocodilError(f"{name} must be a whole number, not {value!r}")
         rows_V = self.vocabulary.size
         pieces: list[str] = []
-        calls = 0
         for start in range(0, len(values), max(1, ROW_TOKENS // length)):
             z_BKD = values[start : start + max(1, ROW_TOKENS // length)].to(self.device)
             # spare rows of a padded table stand for nothing, so they are never predicted
@@ -193,11 +165,10 @@ class Model:
                 ],
                 on_step=on_step,
             )
-            calls = max(calls, result.nfe)
             pieces += [self.vocabulary.decode(ids) for ids in result.ids.tolist()]
         texts, at = [], 0
         for windows in registers.windows:
-            texts.append(Written("".join(pieces[at : at + windows]), calls))
+            texts.append("".join(pieces[at : at + windows]))
             at += windows
         return texts
 

@@ -76,6 +76,9 @@ class DemaskerRecipe:
     layout: Layout = "anchored"
     local_pairs: tuple[int, ...] | None = None
     scale: Scale = "sqrt_d"
+    suffix_from: int | None = None
+    """RoPE position of the second register, for texts that end before it: the longest window less 1 lets registers
+    look back over the same distances whatever the length. None numbers on after the text, as Qwen3 does."""
     data: DataConfig = field(default_factory=DataConfig)
     corruption: Corruption = field(default_factory=Corruption)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -251,6 +254,7 @@ def build(config: DemaskerRecipe) -> tuple[Autoencoder, Vocabulary]:
         encoder = fresh_encoder(
             vocabulary.size, config.K, vocabulary.eos_id, config.scale, **asdict(config.encoder_shape)
         )
+    encoder.suffix_from = config.suffix_from
     guide = GuideConfig(config.K, encoder.D, config.layout, config.local_pairs)
     return Autoencoder(
         encoder, GuidedDemasker(llada, guide).initialise(), config.corruption.register_noise

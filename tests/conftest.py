@@ -89,7 +89,7 @@ def make_encoder(tiny_vocabulary: Vocabulary) -> Callable[..., RegisterEncoder]:
 def make_autoencoder(
     make_llada: Callable[..., LLaDA], make_encoder: Callable[..., RegisterEncoder]
 ) -> Callable[..., Autoencoder]:
-    """`make_autoencoder(K=4, layout="anchored", scale="sqrt_d", noise=None, seed=0, **llada config)`."""
+    """`make_autoencoder(K=4, layout="anchored", scale="sqrt_d", noise=None, seed=0, suffix_from=None, **llada)`."""
 
     def make(
         K: int = 4,
@@ -97,9 +97,11 @@ def make_autoencoder(
         scale: Scale = "sqrt_d",
         noise: RegisterNoise | None = None,
         seed: int = 0,
+        suffix_from: int | None = None,
         **config: Any,
     ) -> Autoencoder:
         encoder = make_encoder(K, scale, seed)
+        encoder.suffix_from = suffix_from
         demasker = GuidedDemasker(make_llada(seed, **config), GuideConfig(K, encoder.D, layout))
         return Autoencoder(encoder, demasker.initialise(torch.Generator().manual_seed(seed)), noise)
 

@@ -67,8 +67,9 @@ def save(folder: Path, autoencoder: Autoencoder, vocabulary: Vocabulary, **optio
         {"scale": "layer_norm"},
         {"K": 1},
         {"weight_tying": True},
+        {"suffix_from": 31},
     ],
-    ids=["anchored", "contiguous", "layer norm", "one register", "tied"],
+    ids=["anchored", "contiguous", "layer norm", "one register", "tied", "suffix at a fixed place"],
 )
 def test_a_model_comes_back_bit_for_bit(
     made: dict[str, Any], make_autoencoder: Make, tiny_vocabulary: Vocabulary, tmp_path: Path

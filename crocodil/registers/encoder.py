@@ -51,9 +51,19 @@ class RegisterEncoder(nn.Module):
         eos_id: the id whose state is the summary register.
         scale: `sqrt_d` brings every register to norm √D (the paper); `layer_norm` is the ablation of App. C, a
             LayerNorm with learned affine parameters.
+        suffix_from: RoPE position of r_1, for texts that end before it. A register then looks back over a distance
+            that does not depend on how long the text is, as the demasker counts from the front. None: straight
+            after EOS, as released. EOS, and so the summary register, stands after the text either way.
     """
 
-    def __init__(self, backbone: Qwen3Model, K: int, eos_id: int, scale: Scale = "sqrt_d") -> None:
+    def __init__(
+        self,
+        backbone: Qwen3Model,
+        K: int,
+        eos_id: int,
+        scale: Scale = "sqrt_d",
+        suffix_from: int | None = None,
+    ) -> None:
         super().__init__()
         if set(backbone.config.layer_types) != {"full_attention"}:
             raise CrocodilError(
@@ -64,6 +74,7 @@ class RegisterEncoder(nn.Module):
         self.D = int(backbone.config.hidden_size)
         self.eos_id = eos_id
         self.scale = scale
+        self.suffix_from = suffix_from
         backbone.set_attn_implementation(ATTENTION)
         # the row of EOS is an input like any other: as "padding" it would begin at zero and never be trained
         backbone.embed_tokens.padding_idx = None
@@ -105,7 +116,11 @@ class RegisterEncoder(nn.Module):
             if is_masked_T is not None:
                 seen = seen[~is_masked_T[start : start + n].cpu()]
             index += [start + seen, torch.tensor([eos_row]), first_suffix + torch.arange(wanted - 1)]
-            positions += [seen, n + torch.arange(wanted)]
+            positions += [
+                seen,
+                torch.tensor([n]),
+                max(n + 1, self.suffix_from or 0) + torch.arange(wanted - 1),
+            ]
             packed.append(len(seen) + wanted)
             registers.append(at + len(seen) + torch.arange(wanted))
             at += packed[-1]

@@ -20,7 +20,7 @@ from crocodil.registers.geometry import mix, normalise
 FORMAT = "crocodil-registers-1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Registers:
     """The registers of B texts. A text longer than the model's window has several windows, one after another.
 

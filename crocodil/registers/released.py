@@ -28,7 +28,7 @@ def open_encoder(
         The encoder in float32; with K = 1 and one shared tokenizer it is the sentence embedding, up to scale.
 
     Raises:
-        CrocodilError: it cannot be loaded, is no Qwen3, or does not pool on the last token.
+        CrocodilError: it cannot be loaded, is no Qwen3, does not pool on the last token, or has modules after that.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -55,6 +55,12 @@ def open_encoder(
             f"{path_or_repo} does not pool on the last token; copy modules.json and 1_Pooling/ of the released encoder "
             "(without them sentence-transformers averages silently)"
         )
+    for module in list(whole)[2:]:
+        if type(module).__name__ != "Normalize":
+            raise CrocodilError(
+                f"{path_or_repo} has a {type(module).__name__} module after pooling, which registers do not pass "
+                "through; give an encoder of Transformer, Pooling and Normalize alone, as Qwen3-Embedding is"
+            )
     table = backbone.embed_tokens.weight.detach()
     rows = transplant(whole.tokenizer.backend_tokenizer, table, vocabulary)
     backbone.set_input_embeddings(nn.Embedding.from_pretrained(rows, freeze=False))

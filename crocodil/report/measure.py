@@ -54,7 +54,7 @@ def rehearse(model: Model, decoding: Decoding, rows: Sequence[tuple[int | None, 
     Raises:
         CrocodilError: k, length, block size, NFE or temperature out of range.
     """
-    model.write(model.encode([], decoding.k), length=decoding.length)
+    model.decode(model.encode([], decoding.k), length=decoding.length)
     slots_BN = torch.full((1, decoding.length or model.window), model.vocabulary.mask_id)
     for block_size, nfe in [*((decoding.block_size, nfe) for nfe in decoding.nfe), *rows]:
         try:
@@ -68,7 +68,7 @@ def rehearse(model: Model, decoding: Decoding, rows: Sequence[tuple[int | None, 
             )
         except _Asked:
             pass
-    model.write(model.encode("", decoding.k), nfe=1, length=decoding.length)
+    model.decode(model.encode("", decoding.k), nfe=1, length=decoding.length)
 
 
 class _Asked(Exception):
@@ -173,7 +173,7 @@ def record_demasking(model: Model, encoded: Encoded, decoding: Decoding, nfe: in
         revealed_N[hidden_N] = nfe
         final_N.copy_(step.ids_BN[0].cpu())
 
-    model.write(
+    model.decode(
         first,
         nfe=nfe,
         block_size=decoding.block_size,

@@ -20,19 +20,6 @@ CHUNK = 512  # tokens per chunk of the two-level draw: divides LLaDA's 126,464 r
 GPU_LOGITS, CPU_LOGITS = 1 << 26, 1 << 20
 
 
-def schedule(masked_B: Tensor, steps: int) -> Tensor:
-    """How many tokens each of `steps` steps reveals, per row, as LLaDA's official sampler spreads them.
-
-    Args:
-        masked_B: masked tokens per row.
-        steps: number of steps.
-
-    Returns:
-        (B, steps) counts: floor(masked / steps) each, and one more in the first `masked mod steps` steps.
-    """
-    return _share(masked_B[:, None], steps, torch.arange(steps, device=masked_B.device))
-
-
 @dataclass(frozen=True)
 class Plan:
     """What every row does in every step; a row that is complete before the others has count and t 0."""

@@ -43,7 +43,7 @@ class Engine:
         config: optimiser.
         total_steps: of the whole run, for the learning-rate schedule.
         trainable: says of a parameter name whether this stage trains it.
-        ema: decay of the average of the parameters, 0 for none.
+        ema: decay of the average of the parameters that this stage trains, 0 for none.
         family: of a parameter name; what begins to train in one stage is one family (see `parameter_groups`).
     """
 
@@ -63,8 +63,6 @@ class Engine:
         self.total_steps = total_steps
         self.rate = 0.0
         self.is_sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
-        if self.is_sharded and ema:
-            raise CrocodilError("an average of sharded parameters is not kept yet: set ema=0 under DeepSpeed")
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(trainable(name))
         if self.is_sharded:
@@ -75,7 +73,7 @@ class Engine:
             settings["train_micro_batch_size_per_gpu"] = 1
         self.bare_optimiser = build_optimiser(module.named_parameters(), config, family)
         self.wrapped, self.optimiser = accelerator.prepare(module, self.bare_optimiser)
-        self.ema = Ema(module.named_parameters(), ema) if ema else None
+        self.ema = Ema(self._trained(), ema) if ema else None
 
     def accumulate(self, batches: Sequence[Movable], count: int, step: int) -> Iterator[Any]:
         """Forward and backward over this rank's micro-batches; yields the record of each.
@@ -114,7 +112,7 @@ class Engine:
         if self.is_sharded or math.isfinite(norm):
             self.optimiser.step()
             if self.ema is not None:
-                self.ema.update(self.module.named_parameters())
+                self.ema.update(self._trained())
         self.optimiser.zero_grad()
         return norm
 
@@ -123,10 +121,24 @@ class Engine:
         """The bare module in evaluation mode, holding the average where there is one. Call it on every rank alike."""
         self.module.eval()
         try:
-            with self.ema.swap(self.module) if self.ema is not None else nullcontext():
+            with self._swapped():
                 yield self.module
         finally:
             self.module.train()
+
+    def _swapped(self) -> AbstractContextManager[None]:
+        """The average in place of the weights, where there is one."""
+        if self.ema is None:
+            return nullcontext()
+        return (
+            sharded.swapped(self.module, self.ema.average) if self.is_sharded else self.ema.swap(self.module)
+        )
+
+    def _trained(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and float32 values of what this stage trains: whole, or this rank's pieces."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                yield name, sharded.piece(parameter) if self.is_sharded else parameter
 
     @contextmanager
     def whole(self) -> Iterator[nn.Module]:
@@ -173,8 +185,15 @@ class Engine:
             carry_moments(optimiser, self.bare_optimiser, names.items())
         else:
             load_optimiser(self.bare_optimiser, optimiser, names.items())
-        if self.ema is not None and len(average):
-            self.ema.load_state_dict(dict(average))
+        if self.ema is not None:
+            self.ema.restart(self._trained())
+            if len(average):
+                values = _Part(average, "average/")
+                pieces = (
+                    (name, sharded.cut(value, names[name]) if self.is_sharded and name in names else value)
+                    for name, value in values.items()
+                )
+                self.ema.load(dict(pieces), int(average["updates"]))
 
     def close(self) -> None:
         """Let go of wrappers and optimiser, so that the next stage can build its own around the bare module."""
@@ -190,11 +209,17 @@ class Engine:
                 if parameter.requires_grad:
                     for moment, tensor in sharded.moments(parameter).items():
                         yield f"optimiser/{moment}/{name}", tensor
-            return
-        yield from ((f"model/{name}", parameter) for name, parameter in names)
-        yield from ((f"optimiser/{n}", t) for n, t in optimiser_tensors(self.bare_optimiser, names).items())
+        else:
+            yield from ((f"model/{name}", parameter) for name, parameter in names)
+            yield from (
+                (f"optimiser/{n}", t) for n, t in optimiser_tensors(self.bare_optimiser, names).items()
+            )
         if self.ema is not None:
-            yield from ((f"ema/{n}", t) for n, t in self.ema.state_dict().items())
+            parameters = dict(names)
+            for name, value in self.ema.average.items():
+                whole = sharded.joined(value, parameters[name]) if self.is_sharded else value
+                yield f"ema/average/{name}", whole
+            yield "ema/updates", torch.tensor(self.ema.updates)
 
 
 class _Part(Mapping[str, Tensor]):

@@ -143,62 +143,62 @@ def carry_moments(
 
 
 class Ema:
-    """Exponential moving average of parameters, by name, in float32.
+    """Exponential moving average of tensors by name, in float32: parameters, or this rank's pieces of them.
 
     The decay of update n (from 0) is min(decay, (1 + n) / (10 + n)), so that a short run averages what it has
-    learnt and not its initialisation. Names are those of the unwrapped model, parameters whole on this rank.
+    learnt and not its initialisation. Names are those of the unwrapped model.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
+    def __init__(self, named_values: Iterable[tuple[str, Tensor]], decay: float) -> None:
         if not 0.0 <= decay < 1.0:
             raise CrocodilError(f"ema decay is {decay}: expected a value in [0, 1)")
         self.decay = decay
+        self.restart(named_values)
+
+    def restart(self, named_values: Iterable[tuple[str, Tensor]]) -> None:
+        """Begin anew from these values."""
         self.updates = 0
-        self._average = {name: p.detach().to(torch.float32, copy=True) for name, p in named_parameters}
+        self.average = {name: value.detach().to(torch.float32, copy=True) for name, value in named_values}
 
     @torch.no_grad()
-    def update(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Move the average towards the parameters; call once after each optimiser step."""
+    def update(self, named_values: Iterable[tuple[str, Tensor]]) -> None:
+        """Move the average towards the values; call once after each optimiser step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, parameter in named_parameters:
-            if name in self._average:
-                self._average[name].lerp_(parameter.detach().float(), 1.0 - decay)
+        for name, value in named_values:
+            if name in self.average:
+                self.average[name].lerp_(value.detach().float(), 1.0 - decay)
         self.updates += 1
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The average as `average/NAME`, and the number of updates as an int64 scalar `updates`."""
-        state = {f"average/{name}": tensor for name, tensor in self._average.items()}
-        return {**state, "updates": torch.tensor(self.updates)}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state_dict` gave.
+    def load(self, average: Mapping[str, Tensor], updates: int) -> None:
+        """Take back `average` and `updates` of an earlier one. A name that it lacks stays as it is: a parameter that
+        begins to train now is averaged from its present value.
 
         Raises:
             CrocodilError: the names or shapes are those of another model.
         """
-        expected = {f"average/{name}": tensor for name, tensor in self._average.items()}
-        if set(state) != {*expected, "updates"}:
-            odd = sorted(set(state) ^ {*expected, "updates"})[0]
-            raise CrocodilError(f"ema state: {odd!r} is on one side only; the checkpoint is of another model")
-        for key, tensor in expected.items():
-            if state[key].shape != tensor.shape:
-                shapes = f"{tuple(state[key].shape)}, not {tuple(tensor.shape)}"
-                raise CrocodilError(f"ema state: {key!r} has shape {shapes}; it is of another model")
-            tensor.copy_(state[key])
-        self.updates = int(state["updates"])
+        if odd := sorted(set(average) - set(self.average)):
+            raise CrocodilError(
+                f"ema state: no parameter {odd[0]!r} here; the checkpoint is of another model"
+            )
+        for name, tensor in average.items():
+            if tensor.shape != self.average[name].shape:
+                shapes = f"{tuple(tensor.shape)}, not {tuple(self.average[name].shape)}"
+                raise CrocodilError(f"ema state: {name!r} has shape {shapes}; it is of another model")
+            self.average[name].copy_(tensor)
+        self.updates = updates
 
     @contextmanager
     def swap(self, model: nn.Module) -> Iterator[None]:
         """Put the average into `model` for the body of a `with`, and the trained weights back after it."""
         parameters = dict(model.named_parameters())
-        missing = self._average.keys() - parameters.keys()
+        missing = self.average.keys() - parameters.keys()
         if missing:
             name = sorted(missing)[0]
             raise CrocodilError(f"ema: the model has no parameter {name!r}; pass it unwrapped")
-        trained = {name: parameters[name].detach().clone() for name in self._average}
+        trained = {name: parameters[name].detach().clone() for name in self.average}
         try:
             with torch.no_grad():
-                for name, average in self._average.items():
+                for name, average in self.average.items():
                     parameters[name].copy_(average)
             yield
         finally:

@@ -32,13 +32,49 @@ def whole_parameter(parameter: nn.Parameter) -> Tensor:
 
 def set_whole_parameter(parameter: nn.Parameter, value: Tensor) -> None:
     """Give a parameter, and its float32 master where it is trained, a new value (the same on every rank)."""
-    import deepspeed
     from deepspeed.utils import safe_set_local_fp32_param
 
-    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-        parameter.data.copy_(value.to(parameter.dtype))
+    _set_weight(parameter, value)
     if parameter.requires_grad:
-        safe_set_local_fp32_param(parameter, _shard(value, parameter))
+        safe_set_local_fp32_param(parameter, cut(value, parameter))
+
+
+def piece(parameter: nn.Parameter) -> Tensor:
+    """This rank's piece of a trained parameter's float32 master. Not collective."""
+    from deepspeed.utils import safe_get_local_fp32_param
+
+    return safe_get_local_fp32_param(parameter)
+
+
+def cut(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """This rank's piece of a whole tensor. Not collective. DeepSpeed's own setters of whole tensors fail where the
+    ranks do not divide its size, because the last piece is padded."""
+    rank, world = rank_and_world()
+    size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    flat = value.detach().float().flatten()
+    return F.pad(flat, (0, size * world - flat.numel()))[rank * size : (rank + 1) * size].to(parameter.device)
+
+
+def joined(piece: Tensor, parameter: nn.Parameter) -> Tensor:
+    """The whole tensor, on the CPU, of which every rank has a piece."""
+    _, world = rank_and_world()
+    pieces = [torch.empty_like(piece) for _ in range(world)]
+    torch.distributed.all_gather(pieces, piece.contiguous())
+    shape = parameter.ds_shape  # type: ignore[attr-defined]
+    return torch.cat(pieces)[: shape.numel()].view(shape).cpu()
+
+
+@contextmanager
+def swapped(module: nn.Module, pieces: Mapping[str, Tensor]) -> Iterator[None]:
+    """Weights made of these pieces for the body of a `with`; the masters stay, and give the trained weights back."""
+    parameters = dict(module.named_parameters())
+    try:
+        for name, value in pieces.items():
+            _set_weight(parameters[name], joined(value, parameters[name]))
+        yield
+    finally:
+        for name in pieces:
+            _set_weight(parameters[name], whole_parameter(parameters[name]))
 
 
 def moments(parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -67,7 +103,7 @@ def set_moments(parameter: nn.Parameter, values: Mapping[str, Tensor]) -> None:
         state.update(step=step, exp_avg=torch.zeros_like(flat), exp_avg_sq=torch.zeros_like(flat))
         parameter._z3_optimizer.optimizer.state[flat] = state  # type: ignore[attr-defined]
     for name in MOMENTS[:2]:
-        safe_set_local_optimizer_state(parameter, _shard(values[name], parameter), name)
+        safe_set_local_optimizer_state(parameter, cut(values[name], parameter), name)
     state["step"].fill_(float(values["step"]))
 
 
@@ -89,13 +125,11 @@ def require_stage_3(deepspeed_plugin: Any) -> None:
         )
 
 
-def _shard(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """This rank's piece of a whole tensor. DeepSpeed's own setters of whole tensors fail where the ranks do not divide
-    its size, because the last piece is padded."""
-    rank, world = rank_and_world()
-    size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-    flat = value.detach().float().flatten()
-    return F.pad(flat, (0, size * world - flat.numel()))[rank * size : (rank + 1) * size].to(parameter.device)
+def _set_weight(parameter: nn.Parameter, value: Tensor) -> None:
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        parameter.data.copy_(value.to(parameter.dtype))
 
 
 def _flat(parameter: nn.Parameter) -> Tensor:

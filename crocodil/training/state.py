@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crocodil.errors import CrocodilError
@@ -40,21 +40,12 @@ def save_state(
     (directory / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def load_state(directory: Path, name: str = "state") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_state` wrote: tensors on the CPU, and values (tuples come back as lists).
+def load_values(directory: Path, name: str = "state") -> dict[str, Any]:
+    """The values that `save_state` wrote (tuples come back as lists).
 
     Raises:
-        CrocodilError: a file is missing or unreadable.
+        CrocodilError: the file is missing or unreadable.
     """
-    values = load_values(directory, name)
-    try:
-        return load_file(directory / f"{name}.safetensors"), values
-    except (OSError, SafetensorError) as error:
-        raise CrocodilError(f"{directory}: no readable state {name!r}: {error}") from None
-
-
-def load_values(directory: Path, name: str = "state") -> dict[str, Any]:
-    """The numbers of a state, without its tensors."""
     try:
         return json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -44,11 +44,13 @@ def dense(
     visible = torch.ones(L, L, dtype=torch.bool).tril()
     if is_masked is not None:
         visible[:, : len(ids)] &= ~is_masked
+    positions = torch.arange(L)
+    positions[len(ids) + 1 :] += max(0, (encoder.suffix_from or 0) - len(ids) - 1)
     bias = torch.zeros(L, L).masked_fill(~visible, torch.finfo(torch.float32).min)
     out = backbone(
         inputs_embeds=whole,
         attention_mask=bias[None, None],
-        position_ids=torch.arange(L)[None],
+        position_ids=positions[None],
         use_cache=False,
     ).last_hidden_state[0, len(ids) :]
     return out * (encoder.D**0.5 / out.norm(dim=-1, keepdim=True))
@@ -65,6 +67,23 @@ def test_registers_are_the_states_at_eos_and_the_suffix(
 ) -> None:
     encoder = make_encoder(K)
     assert close(encode(encoder, texts, K), [dense(encoder, ids) for ids in texts])
+
+
+@torch.no_grad()
+def test_the_suffix_may_stand_where_it_stands_in_a_full_window(
+    make_encoder: Make, texts: list[list[int]]
+) -> None:
+    after, fixed = make_encoder(8), make_encoder(8)
+    fixed.suffix_from = 13  # straight after EOS for a text of 12 tokens
+    masks = [torch.arange(len(ids)) % 3 == 0 for ids in texts]
+    assert close(encode(fixed, texts, 8), [dense(fixed, ids) for ids in texts])
+    assert close(
+        encode(fixed, texts, 8, is_masked_T=torch.cat(masks)),
+        [dense(fixed, ids, mask) for ids, mask in zip(texts, masks, strict=True)],
+    )
+    for ids, ours, plain in zip(texts, encode(fixed, texts, 8), encode(after, texts, 8), strict=True):
+        assert close([ours[:1]], [plain[:1]])  # the summary is the sentence embedding either way
+        assert close([ours], [plain]) == (len(ids) >= 12)
 
 
 @torch.no_grad()

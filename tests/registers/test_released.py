@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Dense
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, Qwen3Config, Qwen3Model
@@ -151,6 +152,15 @@ def swap_for_bert(folder: Path) -> None:
     BertModel(BertConfig(vocab_size=400, **size)).save_pretrained(folder)
 
 
+def project(folder: Path) -> None:
+    """A dense layer between pooling and the embedding, as some encoders have."""
+    (folder / "2_Dense").mkdir()
+    Dense(D, D).save(str(folder / "2_Dense"))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[2] |= {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
 def remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
@@ -164,9 +174,19 @@ def remove(folder: Path) -> None:
         (lose("config.json"), "cannot be loaded"),
         (truncate, "cannot be loaded"),
         (swap_for_bert, "is a BertModel, not a Qwen3Model"),
+        (project, "has a Dense module after pooling"),
         (remove, "cannot be loaded"),
     ],
-    ids=["no modules.json", "mean pooling", "no weights", "no config", "truncated", "BERT", "no folder"],
+    ids=[
+        "no modules.json",
+        "mean pooling",
+        "no weights",
+        "no config",
+        "truncated",
+        "BERT",
+        "dense",
+        "no folder",
+    ],
 )
 def test_what_is_no_such_encoder_is_refused_in_one_line(
     spoil: Callable[[Path], None], message: str, spoilt: Path, tiny_vocabulary: Vocabulary

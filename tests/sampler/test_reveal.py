@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from crocodil.errors import CrocodilError
-from crocodil.sampler.reveal import choose, draw, plan, schedule
+from crocodil.sampler.reveal import choose, draw, plan
 
 
 def uniforms(count: int, seed: int = 0) -> torch.Tensor:
@@ -19,7 +19,7 @@ def uniforms(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_schedule_is_floor_and_the_remainder_first() -> None:
-    counts = schedule(torch.tensor([16, 7, 0, 3]), 6)
+    counts = plan(torch.tensor([16, 7, 0, 3]), 6, 16).count_BS
     assert counts.tolist() == [[3, 3, 3, 3, 2, 2], [2, 1, 1, 1, 1, 1], [0] * 6, [1, 1, 1, 0, 0, 0]]
 
 

@@ -19,7 +19,7 @@ from crocodil.training.checkpoints import (
     publishing,
     require_complete,
 )
-from crocodil.training.state import load_state, save_state
+from crocodil.training.state import load_values, open_tensors, save_state
 
 
 def save(run_dir: Path, step: int) -> Path:
@@ -40,8 +40,8 @@ def test_newest_is_found_and_read_back(tmp_path: Path) -> None:
         save(tmp_path, step)
     found = latest(tmp_path)
     assert found is not None and checkpoint_step(found) == 100
-    tensors, values = load_state(found)
-    assert torch.equal(tensors["weight"], torch.full((64,), 100.0)) and values == {"step": 100}
+    assert torch.equal(open_tensors(found, "state.safetensors")["weight"], torch.full((64,), 100.0))
+    assert load_values(found) == {"step": 100}
     require_complete(found)
 
 
@@ -180,18 +180,18 @@ def test_state_holds_scalars_shared_memory_and_exact_floats(tmp_path: Path) -> N
     table = torch.randn(4, 3)
     tensors = {"a": table, "tied": table, "row": table[1], "turned": table.T, "step": torch.tensor(3.0)}
     save_state(tmp_path, tensors, {"loss": 0.1 + 0.2, "seen": [1, 2]}, name="rank0")
-    read, values = load_state(tmp_path, "rank0")
+    read, values = open_tensors(tmp_path, "rank*.safetensors"), load_values(tmp_path, "rank0")
     assert all(torch.equal(read[key], tensor) for key, tensor in tensors.items())
     assert values == {"loss": 0.1 + 0.2, "seen": [1, 2]}
     with pytest.raises(CrocodilError, match="no readable state 'state'"):
-        load_state(tmp_path)
+        load_values(tmp_path)
 
 
 def test_no_pickle_is_read(tmp_path: Path) -> None:
     save_state(tmp_path, {}, {})
-    torch.save({"weight": torch.zeros(1)}, tmp_path / "state.safetensors")
-    with pytest.raises(CrocodilError, match="no readable state"):
-        load_state(tmp_path)
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "state-0.safetensors")
+    with pytest.raises(CrocodilError, match="unreadable"):
+        open_tensors(tmp_path)
 
 
 def test_manifest_is_json_with_sizes_and_digests(tmp_path: Path) -> None:

@@ -265,6 +265,19 @@ def test_the_average_is_lent_and_given_back(accelerator: Accelerator) -> None:
         assert not module.training and same(weights(plain), before) and whole is module
 
 
+def test_what_begins_to_train_is_averaged_from_then_on(accelerator: Accelerator, tmp_path: Path) -> None:
+    first = engine(accelerator, ema=0.9, trainable=lambda name: name.startswith(STAGE_1))
+    assert set(first.ema.average) == {n for n in weights(first) if n.startswith(STAGE_1)}
+    train(first, range(4))
+    saved = publish(first, tmp_path, 4)
+    kept = {name: tensor.clone() for name, tensor in first.ema.average.items()}
+    second = engine(accelerator, seed=1, ema=0.9)
+    second.load(saved, stage_changed=True)
+    expected = weights(first) | kept  # the average where there is one, else the weight that was loaded
+    with second.averaged() as module:
+        assert same(dict(module.named_parameters()), expected)
+
+
 def test_another_model_s_checkpoint_is_refused(accelerator: Accelerator, tmp_path: Path) -> None:
     ours = engine(accelerator)
     train(ours, range(1))

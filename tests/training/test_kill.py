@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from crocodil.training.checkpoints import checkpoint_step, damage, latest, prune
-from crocodil.training.state import load_state
+from crocodil.training.state import load_values, open_tensors
 
 WRITER = """
 import sys
@@ -47,8 +47,8 @@ def test_a_killed_writer_never_costs_the_last_checkpoint(tmp_path: Path) -> None
         writer.stdout.close()
         found = latest(tmp_path)
         assert found is not None and checkpoint_step(found) in (reported, reported + 1)
-        tensors, values = load_state(found)
-        newest = values["step"]
+        tensors = open_tensors(found, "state.safetensors")
+        newest = load_values(found)["step"]
         assert newest == checkpoint_step(found) and (tensors["weight"] == newest).all()
         visible = [path for path in tmp_path.iterdir() if path.is_dir() and not path.name.startswith(".")]
         assert all(damage(path) is None for path in visible)

@@ -14,7 +14,7 @@ from crocodil.errors import CrocodilError
 from crocodil.training.checkpoints import checkpoint_name, damage, latest, prune, publishing
 from crocodil.training.ranks import broadcast, gather, rank_and_world
 from crocodil.training.run_lock import run_lock
-from crocodil.training.state import load_state, save_state
+from crocodil.training.state import open_tensors, save_state
 
 
 def save(run_dir: Path, step: int, rank: int) -> None:
@@ -41,7 +41,7 @@ def on_each_rank(rank: int, run_dir: Path) -> None:
             gather(None)
             found = latest(run_dir)
             assert found == run_dir / checkpoint_name(1)
-            tensors, _ = load_state(found, f"rank{rank}")
+            tensors = open_tensors(found, f"rank{rank}.safetensors")
             assert tensors["part"][0] == rank
             with pytest.raises(CrocodilError, match="already there and complete"):
                 save(run_dir, 1, rank)
