@@ -8,7 +8,7 @@ Shape letters: B texts, T packed positions, K registers, D register width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -138,6 +138,11 @@ class Autoencoder(nn.Module):
         self.encoder = encoder
         self.demasker = demasker
         self.noise = noise or RegisterNoise()
+
+    def grow(self, K: int) -> None:
+        """Encode and demask with K registers instead of fewer (see `RegisterEncoder.grow`); END moves behind them."""
+        self.encoder.grow(K)
+        self.demasker.config = replace(self.demasker.config, K=K)
 
     def forward(self, batch: Batch) -> Losses:
         """Algorithm 1, lines 4 to 6: encode, disturb the registers, score the masked tokens."""

@@ -69,7 +69,10 @@ class DemaskerRecipe:
     """A Qwen3-Embedding folder or hub id; its table is re-embedded for the demasker's vocabulary. Without it an
     encoder of `encoder_shape` is trained from scratch."""
     start: str | None = None
-    """A trained model to go on from (weights only), `bundled` for the shipped one; replaces the three above."""
+    """A trained model to go on from (weights only), `bundled` for the shipped one; replaces the two above, and the
+    fields from `encoder_shape` to `suffix_from` below."""
+    grow_to: int | None = None
+    """More registers than the model at `start` has, a power of two."""
     encoder_shape: EncoderShape = field(default_factory=EncoderShape)
     K: int = 128
     """Registers, a power of two."""
@@ -245,7 +248,11 @@ def build(config: DemaskerRecipe) -> tuple[Autoencoder, Vocabulary]:
     if config.start is not None:
         module, vocabulary = load_autoencoder(config.start, noise=config.corruption.register_noise)
         module.demasker.llada.allow(max(config.data.lengths))
+        if config.grow_to is not None:
+            module.grow(config.grow_to)
         return module, vocabulary
+    if config.grow_to is not None:
+        raise CrocodilError("grow_to grows the model at start; a new one has as many registers as K says")
     llada, vocabulary = open_demasker(config.demasker)
     llada.allow(max(config.data.lengths))
     if config.encoder is not None:

@@ -12,6 +12,7 @@ import torch
 from crocodil.autoencoder import Autoencoder, Batch, Corruption, at_level, corrupt
 from crocodil.demasker.masking import MaskingConfig
 from crocodil.demasker.unguided import UnguidedDemasker
+from crocodil.errors import CrocodilError
 from crocodil.registers.geometry import NestedDropout, RegisterNoise
 from crocodil.text.vocabulary import Vocabulary
 from crocodil.text.windows import Sample
@@ -35,8 +36,8 @@ def samples(tiny_vocabulary: Vocabulary, programs: tuple[str, ...]) -> list[Samp
 
 @pytest.fixture
 def prepare(tiny_vocabulary: Vocabulary) -> Callable[..., Batch]:
-    def make(samples: Sequence[Sample], corruption: Corruption = MIXED) -> Batch:
-        return corrupt(samples, tiny_vocabulary, DRAW, corruption, K, D)
+    def make(samples: Sequence[Sample], corruption: Corruption = MIXED, registers: int = K) -> Batch:
+        return corrupt(samples, tiny_vocabulary, DRAW, corruption, registers, D)
 
     return make
 
@@ -178,6 +179,22 @@ def test_the_gradient_reaches_every_part(
     module(prepare(samples)).total.backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.norm() > 0, name
+
+
+def test_a_grown_model_takes_more_registers_and_moves_end_behind_them(
+    samples: list[Sample], prepare: Prepare, make_autoencoder: Make
+) -> None:
+    small, grown = make_autoencoder(K=4), make_autoencoder(K=4)
+    grown.grow(8)
+    assert grown.demasker.config.K == grown.encoder.K == 8
+    unguided = prepare(samples, Corruption(nested_dropout=NestedDropout(hide_all=1.0)))
+    assert torch.equal(grown(unguided).total, small(unguided).total)
+    whole = prepare(samples, Corruption(nested_dropout=NestedDropout(draw="off")), 8)
+    assert set(whole.k) == {8}
+    grown(whole).total.backward()
+    assert (grown.encoder.suffix.grad.abs().sum(1) > 0).all()
+    with pytest.raises(CrocodilError, match="between 1 and K = 4"):
+        small(whole)
 
 
 @pytest.mark.parametrize("k", [0, 1, 2])

@@ -136,6 +136,22 @@ class RegisterEncoder(nn.Module):
         ).last_hidden_state[0]
         return self.rescale(out[torch.cat(registers).to(device)])
 
+    @torch.no_grad()
+    def grow(self, K: int) -> None:
+        """Write K registers instead of fewer. The first ones stay as they are; a new suffix embedding begins as the
+        mean of the old ones, because what tells registers apart is mostly where they stand.
+
+        Raises:
+            CrocodilError: K is no power of two, or not more than there are; or one register has no suffix to learn from.
+        """
+        if check_count(K) <= self.K or self.K == 1:
+            raise CrocodilError(
+                f"an encoder of {self.K} registers does not grow to {K}; give a larger power of two"
+            )
+        new = self.suffix.mean(dim=0, keepdim=True).expand(K - self.K, -1)
+        self.suffix = nn.Parameter(torch.cat([self.suffix, new]))
+        self.K = K
+
     def rescale(self, z: torch.Tensor) -> torch.Tensor:
         """Final hidden states (…, D) to registers."""
         if self.norm is not None:

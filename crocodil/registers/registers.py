@@ -6,14 +6,13 @@ Shape letters: B texts, W windows of all texts together, K registers, D register
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from crocodil.atomic import write_atomically
 from crocodil.errors import CrocodilError
 from crocodil.registers.geometry import mix, normalise
 
@@ -102,16 +101,8 @@ class Registers:
         from safetensors.torch import save
 
         about = {"format": FORMAT, "encoder": self.encoder, "windows": json.dumps(self.windows)}
-        target = Path(path)
         data = save({"values": self.values_WKD.detach().cpu().contiguous()}, metadata=about)
-        handle, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-            os.replace(beside, target)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
+        write_atomically(Path(path), data)
 
     @staticmethod
     def load(path: str | Path) -> Registers:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,6 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from crocodil.atomic import write_atomically
 from crocodil.metrics.reconstruction import parses
 from crocodil.report.diff import Row, diff
 from crocodil.report.palette import ink_on, step_colour
@@ -35,16 +34,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
-    handle, beside = tempfile.mkstemp(prefix=".index.", suffix=".html", dir=folder)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(render(report))
-        # mkstemp makes files that nobody else may read
-        os.chmod(beside, 0o644)
-        os.replace(beside, page)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    write_atomically(page, render(report))
     return page
 
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from torch.distributed import ProcessGroup
 
+from crocodil.atomic import fsync, write_atomically
 from crocodil.errors import CrocodilError
-from crocodil.training.atomic import fsync, write_atomically
 from crocodil.training.ranks import broadcast, gather, rank_and_world
 
 MANIFEST = "manifest.json"

@@ -18,8 +18,8 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, 
 
 import yaml
 
+from crocodil.atomic import write_atomically
 from crocodil.errors import CrocodilError
-from crocodil.training.atomic import write_atomically
 
 C = TypeVar("C")
 

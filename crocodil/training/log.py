@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from crocodil.training.atomic import write_atomically
+from crocodil.atomic import write_atomically
 from crocodil.training.ranks import rank_and_world
 from crocodil.training.throughput import Interval
 

@@ -167,14 +167,19 @@ def test_the_export_opens_and_writes(one_rank: Path) -> None:
 
 def test_the_recipe_goes_on_from_a_finished_model(texts: Path, one_rank: Path, tmp_path: Path) -> None:
     launch("train_demasker.py", "cpu.yaml", f"run={tmp_path / 'run'}", f"start={one_rank / 'export'}",
-           *common(texts, tmp_path / "run"), *TINY_DEMASKER[5:], "encoder_steps=0", "steps=1")  # fmt: skip
+           *common(texts, tmp_path / "run"), *TINY_DEMASKER[5:], "encoder_steps=0", "steps=1", "grow_to=8")  # fmt: skip
     assert losses(tmp_path / "run")[0] < losses(one_rank)[0]
+    import crocodil
+
+    model = crocodil.load(str(tmp_path / "run" / "export"))
+    assert model.K == 8 and model.encode("x = 1\n").k == 8
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("K=5", "power of two"),
+        ("grow_to=8", "as many registers as K says"),
         ("corruption.register_noise.cosin=0.5", "cosine"),
         ("optimiser.lr=fast", "optimiser.lr"),
         ("demasker=/nowhere", "/nowhere"),

@@ -87,6 +87,21 @@ def test_the_suffix_may_stand_where_it_stands_in_a_full_window(
 
 
 @torch.no_grad()
+def test_a_grown_encoder_writes_what_it_wrote_and_more(make_encoder: Make, texts: list[list[int]]) -> None:
+    encoder = make_encoder(4)
+    before = encode(encoder, texts, 4)
+    encoder.grow(16)
+    assert encoder.K == 16 and encoder.suffix.requires_grad
+    assert close([z[:4] for z in encode(encoder, texts, 16)], before)
+    assert close(encode(encoder, texts, 16), [dense(encoder, ids) for ids in texts])
+    for K in (16, 8, 24):
+        with pytest.raises(CrocodilError, match=r"does not grow to|power of two"):
+            encoder.grow(K)
+    with pytest.raises(CrocodilError, match="does not grow"):
+        make_encoder(1).grow(2)
+
+
+@torch.no_grad()
 def test_fewer_registers_are_the_first_of_more(make_encoder: Make, texts: list[list[int]]) -> None:
     encoder = make_encoder(8)
     whole = encode(encoder, texts, 8)
