@@ -63,6 +63,7 @@ bench: $(DEV) ## time and memory against the plain way, as ratios; ARGS="--offic
 train-nano: $(BASE) ## train the bundled model from nothing; LAUNCH=launch/gpu.yaml for a GPU
 	$(BIN)/accelerate launch --config_file $(LAUNCH) recipes/train_base.py --config recipes/configs/nano_base.yaml
 	$(BIN)/accelerate launch --config_file $(LAUNCH) recipes/train_demasker.py --config recipes/configs/nano.yaml
+	$(BIN)/accelerate launch --config_file $(LAUNCH) recipes/train_demasker.py --config recipes/configs/nano_grow.yaml
 
 # --- develop ---
 

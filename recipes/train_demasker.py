@@ -80,8 +80,8 @@ class DemaskerRecipe:
     local_pairs: tuple[int, ...] | None = None
     scale: Scale = "sqrt_d"
     suffix_from: int | None = None
-    """RoPE position of the second register, for texts that end before it: the longest window less 1 lets registers
-    look back over the same distances whatever the length. None numbers on after the text, as Qwen3 does."""
+    """RoPE position of the second register whatever the text's length, so that registers look back over the same
+    distances; the longest window less 1 is a good one. None numbers on after the text, as Qwen3 does."""
     data: DataConfig = field(default_factory=DataConfig)
     corruption: Corruption = field(default_factory=Corruption)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)

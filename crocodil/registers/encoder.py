@@ -51,9 +51,10 @@ class RegisterEncoder(nn.Module):
         eos_id: the id whose state is the summary register.
         scale: `sqrt_d` brings every register to norm √D (the paper); `layer_norm` is the ablation of App. C, a
             LayerNorm with learned affine parameters.
-        suffix_from: RoPE position of r_1, for texts that end before it. A register then looks back over a distance
-            that does not depend on how long the text is, as the demasker counts from the front. None: straight
-            after EOS, as released. EOS, and so the summary register, stands after the text either way.
+        suffix_from: RoPE position of r_1 whatever the text's length, so that "the i-th token" is at one distance from
+            a register, as it is for the demasker, which counts from the front. It may lie inside a long text: order
+            in the row, not position, says who sees whom. None: straight after EOS, as released. EOS, and so the
+            summary register, stands after the text either way.
     """
 
     def __init__(
@@ -116,11 +117,8 @@ class RegisterEncoder(nn.Module):
             if is_masked_T is not None:
                 seen = seen[~is_masked_T[start : start + n].cpu()]
             index += [start + seen, torch.tensor([eos_row]), first_suffix + torch.arange(wanted - 1)]
-            positions += [
-                seen,
-                torch.tensor([n]),
-                max(n + 1, self.suffix_from or 0) + torch.arange(wanted - 1),
-            ]
+            suffix_at = n + 1 if self.suffix_from is None else self.suffix_from
+            positions += [seen, torch.tensor([n]), suffix_at + torch.arange(wanted - 1)]
             packed.append(len(seen) + wanted)
             registers.append(at + len(seen) + torch.arange(wanted))
             at += packed[-1]
