@@ -36,6 +36,14 @@ def _default() -> Model:
     return load()
 
 
+def _chosen(model: Model | None) -> Model:
+    if model is None:
+        return _default()
+    if not callable(getattr(model, "encode", None)) or isinstance(model, str):
+        raise CrocodilError(f"model must be a loaded model, as crocodil.load gives it, not {model!r}")
+    return model
+
+
 def encode(
     texts: str | Sequence[str],
     k: int | None = None,
@@ -45,12 +53,12 @@ def encode(
     model: Model | None = None,
 ) -> Registers:
     """Write texts into registers, (windows, k, D), each of norm √D. See `Model.encode`."""
-    return (model or _default()).encode(texts, k, truncate=truncate, split=split)
+    return _chosen(model).encode(texts, k, truncate=truncate, split=split)
 
 
 def decode(registers: Registers, *, model: Model | None = None, **decoding: Any) -> list[str]:
     """Write registers back into text; options nfe, block_size, length, temperature, …: see `Model.decode`."""
-    return (model or _default()).decode(registers, **decoding)
+    return _chosen(model).decode(registers, **decoding)
 
 
 def autoencode(
@@ -62,7 +70,7 @@ def autoencode(
     **decoding: Any,
 ) -> list[str]:
     """Encode and decode (CRoCoDiL Alg. 6); long texts go window by window. See `Model.autoencode`."""
-    return (model or _default()).autoencode(texts, k, truncate=truncate, **decoding)
+    return _chosen(model).autoencode(texts, k, truncate=truncate, **decoding)
 
 
 def interpolate(
@@ -75,7 +83,7 @@ def interpolate(
     **decoding: Any,
 ) -> list[str]:
     """Texts on the way from a to b in register space (App. D, Fig. 8). See `Model.interpolate`."""
-    return (model or _default()).interpolate(a, b, alphas, k, **decoding)
+    return _chosen(model).interpolate(a, b, alphas, k, **decoding)
 
 
 def __getattr__(name: str) -> Any:

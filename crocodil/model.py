@@ -6,6 +6,7 @@ Shape letters: B texts, W windows of all texts together, N window length, K regi
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -57,11 +58,13 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over every weight of the encoder and the vocabulary: whose registers these are."""
+        """16 hex digits over every weight and setting of the encoder and the vocabulary: whose registers these are."""
         encoder = self.autoencoder.encoder
         digest = hashlib.blake2b(self.vocabulary.fingerprint.encode(), digest_size=8)
-        if encoder.suffix_from is not None:
-            digest.update(f"suffix_from={encoder.suffix_from}".encode())
+        config = encoder.backbone.config
+        rope = [config.rope_parameters.get(key) for key in ("rope_type", "rope_theta", "factor")]
+        # what changes registers and is in no weight
+        digest.update(repr([rope, config.hidden_act, config.rms_norm_eps, encoder.suffix_from]).encode())
         for name, tensor in sorted(encoder.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
@@ -94,13 +97,18 @@ class Model:
             raise CrocodilError("truncate cuts a long text, split encodes all of it in pieces: choose one")
         pieces = [self._pieces(text, truncate, split) for text in _several(texts)]
         flat = [ids for text in pieces for ids in text]
-        out = torch.empty(len(flat), k, self.D)
-        for row in _rows([len(ids) + k for ids in flat], ROW_TOKENS):
-            ids_T = torch.tensor([i for w in row for i in flat[w]], dtype=torch.long, device=self.device)
-            segments = Segments.of([len(flat[w]) for w in row], self.device)
+        return Registers(self.encode_ids(flat, k), tuple(map(len, pieces)), self.fingerprint)
+
+    @torch.no_grad()
+    def encode_ids(self, windows: Sequence[Sequence[int]], k: int) -> torch.Tensor:
+        """Registers (W, k, D), float32 on the CPU, of texts given as token ids without BOS and EOS."""
+        out = torch.empty(len(windows), k, self.D)
+        for row in _rows([len(ids) + k for ids in windows], ROW_TOKENS):
+            ids_T = torch.tensor([i for w in row for i in windows[w]], dtype=torch.long, device=self.device)
+            segments = Segments.of([len(windows[w]) for w in row], self.device)
             z = self.autoencoder.encoder(ids_T, segments, [k] * len(row))
             out[row] = z.float().cpu().unflatten(0, (len(row), k))
-        return Registers(out, tuple(map(len, pieces)), self.fingerprint)
+        return out
 
     @torch.no_grad()
     def decode(
@@ -126,7 +134,8 @@ class Model:
             temperature: 0 takes the likeliest token, more draws.
             remasking: `low_confidence` reveals the surest tokens first, `random` any.
             renoise: mask the whole estimate anew at every step, as Alg. 6 is printed.
-            seed: of the draws; each window has its own stream, so neighbours do not matter.
+            seed: of the draws. A window's stream depends on it and on the window's place in its text alone, so a text
+                comes out the same whatever it is decoded with.
             on_step: called after every step of every batch of windows.
 
         Raises:
@@ -137,6 +146,8 @@ class Model:
         length = self.window if length is None else length
         if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= longest:
             raise CrocodilError(f"length must be a whole number between 1 and {longest}, not {length!r}")
+        if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+            raise CrocodilError(f"temperature = {temperature!r}: it must be 0 or a positive number")
         for name, value in {
             "nfe": nfe,
             "seed": seed,
@@ -145,6 +156,7 @@ class Model:
             if not isinstance(value, int) or isinstance(value, bool):
                 raise CrocodilError(f"{name} must be a whole number, not {value!r}")
         rows_V = self.vocabulary.size
+        places = [place for windows in registers.windows for place in range(windows)]
         pieces: list[str] = []
         for start in range(0, len(values), max(1, ROW_TOKENS // length)):
             z_BKD = values[start : start + max(1, ROW_TOKENS // length)].to(self.device)
@@ -160,8 +172,8 @@ class Model:
                 remasking=remasking,  # type: ignore[arg-type]
                 renoise=renoise,
                 generator=[
-                    torch.Generator().manual_seed((seed * 1_000_003 + start + i) % 2**63)
-                    for i in range(len(z_BKD))
+                    torch.Generator().manual_seed((seed * 1_000_003 + place) % 2**63)
+                    for place in places[start : start + len(z_BKD)]
                 ],
                 on_step=on_step,
             )
@@ -193,8 +205,14 @@ class Model:
 
         Long texts as in `encode`; with `split`, both must take as many windows.
         """
+        if not isinstance(a, str) or not isinstance(b, str):
+            raise CrocodilError("interpolate goes from one text to another: give two strings")
+        try:
+            steps = [float(alpha) for alpha in alphas]
+        except (TypeError, ValueError):
+            raise CrocodilError(f"alphas must be several numbers, as (0, 0.5, 1), not {alphas!r}") from None
         first, second = (self.encode(text, k, truncate=truncate, split=split) for text in (a, b))
-        return [self.decode(first.mix(second, float(alpha)), **decoding)[0] for alpha in alphas]  # type: ignore[arg-type]
+        return [self.decode(first.mix(second, alpha), **decoding)[0] for alpha in steps]  # type: ignore[arg-type]
 
     def _pieces(self, text: str, truncate: bool, split: bool) -> list[list[int]]:
         """Ids of the windows of one text."""
@@ -235,7 +253,15 @@ def load(path_or_repo: str | Path = "bundled", device: str | torch.device | None
     Raises:
         CrocodilError: the model is missing, damaged, or its parts do not belong together.
     """
+    if not isinstance(path_or_repo, str | Path):
+        raise CrocodilError(f"a model is a name or a folder, not {path_or_repo!r}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CrocodilError(
+            f"no device {device!r} here ({str(error).splitlines()[0]}); leave it out"
+        ) from None
     folder = resolve(path_or_repo)
     autoencoder, vocabulary = load_autoencoder(folder, device=device)
     return Model(autoencoder, vocabulary, read_index(folder).window, str(path_or_repo))

@@ -139,7 +139,7 @@ def test_a_window_s_draws_depend_on_its_place_and_the_seed_alone(
     drawn = decode(registers)
     assert decode(registers) == drawn
     assert decode(registers, seed=6) != drawn
-    assert decode(registers[:1]) == drawn[:1]
+    assert [decode(registers[i])[0] for i in range(4)] == drawn
     others = replace(registers, values_WKD=torch.cat([registers.values_WKD[:2], registers.values_WKD[:2]]))
     assert decode(others)[:2] == drawn[:2]
     monkeypatch.setattr(crocodil.model, "ROW_TOKENS", 64)  # two windows at a time
@@ -153,6 +153,26 @@ def test_the_demasker_is_asked_nfe_times_for_all_windows(model: Model, registers
         model.decode(registers, nfe=nfe, on_step=steps.append)
         assert len(steps) == nfe
         assert steps[0].ids_BN.shape == (4, 32) and not steps[-1].is_masked_BN.any()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.interpolate("a", "b", 0.5), "alphas must be several numbers"),
+        (lambda model: model.interpolate("a", "b", ["x"]), "alphas must be several numbers"),
+        (lambda model: model.interpolate("a", "b", [1e300]), "has no direction"),
+        (lambda model: model.interpolate(["a", "c"], ["b", "d"]), "give two strings"),
+        (lambda model: crocodil.load(5), "a model is a name or a folder, not 5"),
+        (lambda model: crocodil.load(device="banana"), "no device 'banana' here"),
+        (lambda model: crocodil.encode("x", model="bundled"), "model must be a loaded model"),
+    ],
+)
+def test_calls_that_mean_nothing_are_refused_in_one_line(
+    call: Callable[[Model], object], message: str, model: Model
+) -> None:
+    with pytest.raises(CrocodilError, match=message) as error:
+        call(model)
+    assert "\n" not in str(error.value)
 
 
 def test_windows_of_one_text_are_joined(model: Model) -> None:
@@ -217,6 +237,8 @@ def test_spare_rows_of_the_table_are_never_predicted(
         ({"length": 16.0}, "not 16.0"),
         ({"temperature": -1}, "temperature = -1"),
         ({"temperature": float("nan")}, "temperature = nan"),
+        ({"temperature": "hot"}, "temperature = 'hot'"),
+        ({"temperature": None}, "temperature = None"),
         ({"remasking": "best"}, "remasking = 'best'"),
         ({"seed": 0.5}, "seed must be a whole number"),
     ],

@@ -6,6 +6,7 @@ Shape letters: B texts, W windows of all texts together, K registers, D register
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,16 +37,20 @@ class Registers:
 
     def __post_init__(self) -> None:
         values = self.values_WKD
+        if not isinstance(self.windows, tuple) or not isinstance(self.encoder, str):
+            raise CrocodilError(
+                "registers name the windows of each text in a tuple, and their encoder in a string"
+            )
         if not isinstance(values, torch.Tensor) or values.ndim != 3:
             shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
             raise CrocodilError(f"registers must be a tensor of shape (windows, K, D), not {shape}")
-        if sum(self.windows) != len(values) or min(self.windows, default=1) < 1:
+        if not all(type(n) is int and n > 0 for n in self.windows) or sum(self.windows) != len(values):
             raise CrocodilError(
                 f"registers hold {len(values)} windows, the texts name {self.windows}; every window belongs to one text"
             )
-        if not values.is_floating_point():
-            raise CrocodilError(f"registers must be floating point, not {values.dtype}")
-        if not torch.isfinite(values).all():
+        if not values.is_floating_point() or values.dtype.itemsize < 2:
+            raise CrocodilError(f"registers must be floating point of 16 bits or more, not {values.dtype}")
+        if not torch.isfinite(values.float()).all():
             raise CrocodilError(
                 "registers contain NaN or infinity; encode the text again or mend what changed them"
             )
@@ -56,6 +61,8 @@ class Registers:
 
     def __getitem__(self, texts: int | slice) -> Registers:
         """Some of the texts: `registers[0]`, `registers[2:5]`."""
+        if not isinstance(texts, slice):
+            texts = operator.index(texts)
         chosen = range(len(self))[texts if isinstance(texts, slice) else slice(texts, (texts + 1) or None)]
         if isinstance(texts, int) and len(chosen) != 1:
             raise IndexError(f"text {texts} of {len(self)}")
@@ -75,18 +82,23 @@ class Registers:
 
     def first(self, k: int) -> Registers:
         """Only the first k registers of every window, 1 ≤ k ≤ K."""
-        if not 1 <= k <= self.k:
-            raise CrocodilError(f"k must be between 1 and the {self.k} registers at hand, not {k}")
+        if type(k) is not int or not 1 <= k <= self.k:
+            raise CrocodilError(
+                f"k must be a whole number between 1 and the {self.k} registers at hand, not {k!r}"
+            )
         return replace(self, values_WKD=self.values_WKD[:, :k])
 
     def normalised(self) -> Registers:
         """Every register brought (back) to norm √D."""
-        if bool((self.values_WKD.norm(dim=-1) == 0).any()):
+        values = self.values_WKD.double()  # whose squares neither vanish nor overflow
+        if bool((values.norm(dim=-1) < 1e-100).any()):
             raise CrocodilError("a register of norm 0 has no direction and cannot be normalised")
-        return replace(self, values_WKD=normalise(self.values_WKD))
+        return replace(self, values_WKD=normalise(values).to(self.values_WKD.dtype))
 
     def mix(self, other: Registers, alpha: float) -> Registers:
         """(1 − α) self + α other, register by register, renormalised (App. D, Fig. 8)."""
+        if not isinstance(other, Registers):
+            raise CrocodilError(f"registers are mixed with registers, not with {type(other).__name__}")
         if self.encoder != other.encoder:
             raise CrocodilError("registers of two encoders cannot be mixed; encode both texts with one model")
         if self.values_WKD.shape != other.values_WKD.shape or self.windows != other.windows:
@@ -117,7 +129,7 @@ class Registers:
                 return Registers(
                     file.get_tensor("values"), tuple(json.loads(about["windows"])), about["encoder"]
                 )
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise CrocodilError(
                 f"{path} cannot be read as registers ({error}); give a file that Registers.save wrote"
             ) from None

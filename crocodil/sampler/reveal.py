@@ -153,8 +153,8 @@ def _draw(logits_RV: Tensor, temperature: float, uniforms_R: Tensor | None, mask
     else:
         assert uniforms_R is not None
         scores_RW -= best_R[:, None]
-        # a temperature below float32's range would divide 0 by 0
-        scores_RW /= max(temperature, torch.finfo(torch.float32).tiny)
+        # a temperature beyond float32's range would divide 0 by 0, or infinity by infinity
+        scores_RW /= min(max(temperature, torch.finfo(torch.float32).tiny), torch.finfo(torch.float32).max)
         ids_R = _invert(scores_RW.softmax(dim=1).view(rows, chunks, width), uniforms_R)
     return Drawn(ids_R, probability_RW[every_R, ids_R])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def test_first_registers() -> None:
     registers = three_texts()
     assert torch.equal(registers.first(2).values_WKD, registers.values_WKD[:, :2])
     assert registers.first(4).first(1).k == 1
-    for k in (0, 5, -1):
+    for k in (0, 5, -1, 2.5):
         with pytest.raises(CrocodilError, match=f"between 1 and the 4 registers at hand, not {k}"):
             registers.first(k)
 
@@ -58,6 +60,13 @@ def test_mixtures() -> None:
     ):
         with pytest.raises(CrocodilError, match=message):
             a.mix(other, 0.5)
+    with pytest.raises(CrocodilError, match="not with str"):
+        a.mix("b", 0.5)  # type: ignore[arg-type]
+    antipode = replace(a, values_WKD=-a.values_WKD)
+    for alpha, other in ((0.5, antipode), (1e300, b), (float("nan"), b)):
+        with pytest.raises(CrocodilError, match="has no direction"):
+            a.mix(other, alpha)
+    assert torch.allclose(a.mix(b, 1e30).values_WKD.norm(dim=-1), torch.tensor(3.0))
 
 
 def test_normalised_brings_registers_back_to_sqrt_d() -> None:
@@ -94,7 +103,11 @@ def test_values_that_are_no_numbers_are_refused(bad: float) -> None:
         (torch.ones(2, 3, 4), (1,), "hold 2 windows"),
         (torch.ones(2, 3, 4), (3, -1), "every window belongs to one text"),
         (torch.ones(2, 3, 4), (2, 0), "every window belongs to one text"),
-        (torch.ones(2, 3, 4, dtype=torch.int64), (2,), "must be floating point, not torch.int64"),
+        (torch.ones(2, 3, 4, dtype=torch.int64), (2,), "16 bits or more, not torch.int64"),
+        (torch.ones(2, 3, 4).to(torch.float8_e4m3fn), (2,), "16 bits or more, not torch.float8_e4m3fn"),
+        (torch.full((2, 3, 4), 1e300, dtype=torch.float64), (2,), "NaN or infinity"),
+        (torch.ones(2, 3, 4), (1.0, 1.0), "every window belongs to one text"),
+        (torch.ones(2, 3, 4), None, "in a tuple"),
     ],
 )
 def test_other_shapes_are_refused(values: object, windows: tuple[int, ...], message: str) -> None:
@@ -125,6 +138,18 @@ def test_a_failed_save_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="No space left"):
         three_texts(1).save(file)
     assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_stays_a_link_and_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    target, link, pipe = tmp_path / "registers.safetensors", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(target)
+    three_texts().save(link)
+    assert link.is_symlink() and len(Registers.load(target)) == 3
+    os.mkfifo(pipe)
+    for place in (pipe, tmp_path):
+        with pytest.raises(OSError, match="not a regular file"):
+            three_texts().save(place)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 class Canary:

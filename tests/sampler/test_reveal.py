@@ -159,6 +159,12 @@ def test_a_head_without_a_mask_column_is_fine() -> None:
     assert torch.equal(draw(logits, 0.0, None, 256).ids_R, logits.argmax(1))
 
 
+def test_an_endless_temperature_is_uniform_but_for_the_mask() -> None:
+    logits = torch.tensor([[0.0, 9.0, 30.0, -5.0]]).expand(4000, -1)
+    ids = draw(logits, 1e300, uniforms(4000), 2).ids_R
+    assert torch.allclose(ids.bincount(minlength=4) / 4000, torch.tensor([1, 1, 0, 1]) / 3, atol=0.03)
+
+
 def test_a_vanishing_temperature_is_greedy() -> None:
     logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(7))
     for temperature in (1e-6, 1e-30, 1e-300):
