@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -215,6 +216,22 @@ def test_evaluate_gives_the_table(run: Run, files: list[str], tmp_path: Path) ->
     assert "block size × NFE" in run("evaluate", files[0], "--nfe", 4)[1]
 
 
+def test_likelihood_scores_levels_and_noise(run: Run, tmp_path: Path, programs: tuple[str, ...]) -> None:
+    for index in range(100):
+        (tmp_path / f"{index}.py").write_text(
+            f"{programs[index % 3]}{index} = {index * 'x'!r}\n" * (index + 3)
+        )
+    options = ["--source", tmp_path, "--windows", 4, "--levels", 0.5, 1, "--sigmas", "0,1"]
+    found = document(run("likelihood", *options, "--json"))
+    assert set(found) == {"model", "windows", "levels", "noise"} and found["windows"] > 0
+    # the default k of a model of four registers
+    assert [(one["k"], one["t"]) for one in found["levels"]] == [(0, 0.5), (0, 1), (4, 0.5), (4, 1)]
+    assert [(one["sigma"], one["k"], one["t"]) for one in found["noise"]] == [(0, 4, 0.9), (1, 4, 0.9)]
+    assert all(one["cross_entropy"] > 0 and one["tokens"] > 0 for one in found["levels"] + found["noise"])
+    code, out, _ = run("likelihood", *options, "--k", 2)
+    assert code == 0 and "k = 2" in out and "sigma" in out
+
+
 def test_info_names_the_sizes(run: Run, model: Model) -> None:
     found = document(run("info", "--json"))
     assert (found["K"], found["D"], found["window"]) == (4, 24, WINDOW)
@@ -233,7 +250,13 @@ def broken(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "folder").mkdir()
     (tmp_path / "good.py").write_text("x = 1\n")
     (tmp_path / "long.py").write_text("x = 1\n" * 50)
-    return {path.name: path for path in tmp_path.iterdir()} | {"missing.py": tmp_path / "missing.py"}
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nowhere").symlink_to("missing")
+    (tmp_path / "page" / "index.html").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe")
+    return {path.name: path for path in tmp_path.iterdir()} | {
+        name: tmp_path / name for name in ("missing.py", "good.py/below")
+    }
 
 
 @pytest.mark.parametrize(
@@ -258,39 +281,79 @@ def broken(tmp_path: Path) -> dict[str, Path]:
         ("autoencode good.py --length 1000", "length must be"),
         ("autoencode good.py --temperature -1", "temperature = -1"),
         ("autoencode good.py --temperature nan", "temperature = nan"),
-        ("autoencode good.py --report good.py", "--report"),
+        ("autoencode good.py --report good.py", "good.py' is no folder"),
+        ("autoencode good.py --report good.py/below", "no folder that can be written to"),
+        ("autoencode good.py --report page", "index.html is a folder"),
+        ("autoencode good.py --report loop", "is no folder"),
+        ("autoencode good.py --report nowhere", "is no folder"),
+        ("autoencode good.py --report=", "'' is no folder"),
+        ("evaluate good.py --report=", "'' is no folder"),
         ("autoencode good.py --model missing.py", "holds no crocodil model"),
         ("autoencode good.py --frobnicate", "unrecognized arguments"),
         ("encode good.py", "--out"),
         ("encode good.py --out good.py", "one of the texts"),
         ("encode good.py --out folder", "is a folder"),
+        ("encode good.py --out loop", "loop of links"),
+        ("encode good.py --out pipe", "a device"),
+        ("encode good.py --out /dev/null", "a device"),
+        ("encode good.py --out -", "--out -"),
         ("encode good.py --out missing.py/out.safetensors", "does not exist"),
         ("decode missing.py", "missing.py does not exist"),
+        ("decode -", "- does not exist; name a file that does"),
         ("decode registers.safetensors", "cannot be read as registers"),
         ("decode", "the following arguments are required"),
         ("interpolate good.py", "the following arguments are required"),
         ("interpolate good.py long.py", "good.py takes 1 windows"),
         ("interpolate good.py good.py --alphas inf", "no list of numbers"),
+        ("interpolate - -", "stdin is one text"),
         ("evaluate good.py --nfe 2 --block-size 4", "no block size allows any NFE"),
         ("evaluate good.py --windows 0", "whole number from 1"),
+        ("evaluate --source=", "no source ''"),
+        ("evaluate good.py --source=", "name no files"),
+        ("evaluate --source good.py", "is held out, it is too small"),
+        ("likelihood --sigmas -1 0", "--sigmas must be"),
+        ("likelihood --sigmas 1e38", "--sigmas must be"),
+        ("likelihood --levels 0", "--levels must be"),
+        ("likelihood --nfe 4", "unrecognized arguments"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
     run: Run, broken: dict[str, Path], words: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Model.write
+    decode = Model.decode
 
     def counted(self: Model, registers: Registers, **options: Any) -> Any:
         # refused before a text is decoded: the rehearsal writes none, or an empty one in a single step
         assert len(registers) == 0 or options["nfe"] == 1
-        return write(self, registers, **options)
+        return decode(self, registers, **options)
 
-    monkeypatch.setattr(Model, "write", counted)
+    monkeypatch.setattr(Model, "decode", counted)
     verb, *rest = (str(broken.get(word, word)) for word in words.split())
     code, out, err = run(verb, *rest)
     assert (code, out) == (2, "")
     assert err.startswith("crocodil: ") and err.count("\n") == 1 and err.endswith("\n")
     assert message in err
+
+
+@pytest.mark.parametrize("words", ["encode --out", "autoencode --report", "evaluate --report"])
+def test_a_locked_folder_is_refused_early(
+    run: Run, files: list[str], tmp_path: Path, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    verb, option = words.split()
+    code, out, err = run(verb, files[0], option, tmp_path / "new", "--model", "none")
+    assert (code, out) == (2, "") and f"{tmp_path} is no folder that can be written to" in err
+
+
+def test_a_report_that_comes_to_nothing_leaves_no_folder(run: Run, files: list[str], tmp_path: Path) -> None:
+    assert run("autoencode", files[0], "--k", 99, "--report", tmp_path / "new")[0] == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_registers_go_where_a_link_points(run: Run, files: list[str], tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("target")
+    assert run("encode", files[0], "--out", tmp_path / "link")[0] == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").is_file()
 
 
 def test_registers_of_another_model_are_refused(
@@ -368,6 +431,27 @@ def test_numbers_and_files_may_stand_in_any_order(words: str) -> None:
     assert args.files == ["a.py", "b.py"] and args.nfe == (4, 16, 64)
 
 
+@pytest.mark.parametrize(
+    "words", ["--alphas -0.5,0.5", "--alphas -0.5 0.5", "--alphas=-0.5,0.5", "--alphas -5e-1 0.5"]
+)
+def test_numbers_may_begin_with_a_minus(words: str) -> None:
+    args = parse(["interpolate", "a.py", *words.split(), "b.py"])
+    assert args.alphas == (-0.5, 0.5) and args.files == ["a.py", "b.py"]
+
+
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        ("-- -x.py", ["./-x.py"]),
+        ("a.py -- -x.py --nfe - 16", ["a.py", "./-x.py", "./--nfe", "-", "16"]),
+        ("--nfe 4 -- 16", ["16"]),
+        ("--nfe 4 - --k 2", ["-"]),
+    ],
+)
+def test_what_follows_two_dashes_is_a_file(words: str, files: list[str]) -> None:
+    assert parse(["autoencode", *words.split()]).files == files
+
+
 def test_options_are_not_guessed() -> None:
     with pytest.raises(CrocodilError, match="unrecognized"):
         parse(["autoencode", "a.py", "--trunc"])
@@ -388,6 +472,48 @@ def test_what_needs_no_model_does_not_wait_for_torch(words: list[str], tmp_path:
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1]
     )
     assert done.returncode == 0 and "AssertionError" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize("verb", ["info", "autoencode --help", "evaluate --help"])
+def test_a_terminal_without_our_characters_gets_question_marks(encoding: str, verb: str) -> None:
+    program = (
+        "import sys\nfrom crocodil.cli import main, verbs\n"
+        f"verbs.info = lambda args: print('× 日本 ↵')\nsys.exit(main({verb.split()!r}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0 and done.stderr == b""
+    assert (b"?" in done.stdout) == (verb == "info" or (verb, encoding) == ("evaluate --help", "ascii"))
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "code", "message"),
+    [
+        ("info", ">&-", 0, ""),
+        ("--help", ">&-", 0, ""),
+        ("decode missing.py", "2>&-", 2, ""),
+        ("decode missing.py", ">&- 2>&-", 2, ""),
+        ("autoencode -", "<&-", 2, "- is stdin, which is closed"),
+    ],
+)
+def test_closed_streams_are_no_fault(words: str, closed: str, code: int, message: str) -> None:
+    program = (
+        "import sys\nfrom crocodil.cli import main, verbs\n"
+        f"verbs.info = lambda args: print('x')\nsys.exit(main({words.split()!r}))\n"
+    )
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

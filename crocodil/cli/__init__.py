@@ -6,6 +6,7 @@ Results go to stdout, with --json as exactly one document; progress and messages
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from crocodil.errors import CrocodilError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` is the process's own if left out. Returns the exit code."""
+    _open_streams()
     try:
         args = parse(list(sys.argv[1:] if argv is None else argv))
         # the verbs know the reports and the model, which `--help` does not wait for
@@ -34,3 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("crocodil: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _open_streams() -> None:
+    """What was closed (`>&-`) swallows what it is given, and what the terminal's encoding lacks is a question mark."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")

@@ -13,6 +13,7 @@ from crocodil.errors import CrocodilError
 
 LISTS = ("--nfe", "--alphas", "--block-size", "--levels", "--sigmas")
 """Options whose numbers may stand apart or behind commas."""
+NUMBERS = re.compile(r"-?[\d.,][\d.,e+-]*")
 
 SOURCE = "windows of the held-out part of a corpus: stdlib, a folder, a .jsonl or .parquet file"
 
@@ -27,13 +28,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         SystemExit: after --help and --version.
     """
     parser, verbs = _parsers()
-    argv = _join_numbers(argv)
     if not argv:
         argv = ["--help"]
     if argv[0] not in verbs:
         return parser.parse_args(argv)
-    args = verbs[argv[0]].parse_intermixed_args(argv[1:])
-    args.verb = argv[0]
+    verb, *words = argv
+    end = words.index("--") if "--" in words else len(words)
+    # argparse takes a name that begins with a dash for an option, even behind `--`
+    names = [f"./{word}" if word.startswith("-") and word != "-" else word for word in words[end + 1 :]]
+    args = verbs[verb].parse_intermixed_args([*_join_numbers(words[:end]), *names])
+    args.verb = verb
     return args
 
 
@@ -117,12 +121,12 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "--windows", type=_positive, default=128, metavar="N", help="windows to score (default 128)"
     )
     one.add_argument(
-        "--k", type=_several(int), help="numbers of registers, 0 is unguided (default 0, 8 and all)"
+        "--k", type=_several(int), help="numbers of registers, 0 is unguided (default 0,8,64 and all)"
     )
     one.add_argument("--levels", type=_several(float), default=(0.1, 0.25, 0.5, 0.75, 0.9, 1.0), metavar="T",
                      help="masking levels (default 0.1,0.25,0.5,0.75,0.9,1)")  # fmt: skip
     one.add_argument("--sigmas", type=_several(float), default=(0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0), metavar="S",
-                     help="register noise, at 90 %% masking (default 0,0.25,0.5,0.75,1,1.5,2)")  # fmt: skip
+                     help="noise on all registers, at 90 %% masking (default 0,0.25,0.5,0.75,1,1.5,2)")  # fmt: skip
 
     verb("info", "what a model is: its sizes, registers, window, fingerprint and licence")
     return parser, verbs
@@ -207,12 +211,12 @@ def _positive(text: str) -> int:
 
 
 def _join_numbers(argv: list[str]) -> list[str]:
-    """`--nfe 4 16 64` as `--nfe 4,16,64`, so that a file may follow."""
+    """`--nfe 4 16 64` as `--nfe=4,16,64`, so that a file may follow and a number may begin with a minus."""
     joined: list[str] = []
     for word in argv:
-        listing = len(joined) > 1 and joined[-2] in LISTS and re.fullmatch(r"[\d.,]+", joined[-1])
-        if listing and re.fullmatch(r"[\d.,]+", word):
-            joined[-1] += f",{word}"
+        option, _, numbers = joined[-1].partition("=") if joined else ("", "", "")
+        if option in LISTS and NUMBERS.fullmatch(word) and (not numbers or NUMBERS.fullmatch(numbers)):
+            joined[-1] += f",{word}" if numbers else f"={word}"
         else:
             joined.append(word)
     return joined

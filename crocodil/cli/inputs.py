@@ -31,14 +31,25 @@ def read_sources(files: Sequence[str], held_out: int | None = None) -> list[Sour
 
 
 def held_out_sources(source: str) -> list[Source]:
-    """The held-out files of a corpus, which a model trained on it has not seen."""
+    """The held-out files of a corpus, which a model trained on it has not seen.
+
+    Raises:
+        CrocodilError: the corpus cannot be read, or is so small that none of it is held out.
+    """
     from crocodil.text.data import DataConfig, load_split
 
-    return [Source(document.id, document.text) for document in load_split(DataConfig(source=source)).held_out]
+    held_out = load_split(DataConfig(source=source)).held_out
+    if not held_out:
+        raise CrocodilError(
+            f"nothing of --source {source} is held out, it is too small; name its files instead"
+        )
+    return [Source(document.id, document.text) for document in held_out]
 
 
 def read_source(file: str) -> Source:
     """One text; `-` is stdin."""
+    if file == "-" and sys.stdin is None:
+        raise CrocodilError("- is stdin, which is closed; name a file")
     return Source(file, _decode(sys.stdin.buffer.read() if file == "-" else read_file(file), file))
 
 
@@ -47,7 +58,7 @@ def read_file(file: str) -> bytes:
     try:
         return Path(file).read_bytes()
     except FileNotFoundError:
-        raise CrocodilError(f"{file} does not exist; name a file, or - for stdin") from None
+        raise CrocodilError(f"{file} does not exist; name a file that does") from None
     except IsADirectoryError:
         raise CrocodilError(
             f"{file} is a folder; name the files in it, as in {os.path.join(file, '*.py')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +27,8 @@ TABLE_TOKENS = 384
 """Tokens of the windows that the small table of `autoencode --report` is measured on; seconds on two cores."""
 PICTURE_NFE = 16
 """Steps of the picture of a demasking, or the nearest NFE that was asked for."""
+MOST_NOISE = 1000
+"""Largest sigma. Registers have deviation 1, so nothing is left of them; much larger ones overflow."""
 
 
 def autoencode(args: argparse.Namespace) -> None:
@@ -75,12 +78,13 @@ def encode(args: argparse.Namespace) -> None:
     """Texts to a file of registers."""
     sources = read_sources(args.files)
     out = Path(args.out)
+    if args.out == "-":
+        raise CrocodilError("--out - is not stdout; name the file to write registers to")
     if not out.parent.is_dir():
         raise CrocodilError(f"{out.parent}, the folder of --out, does not exist; make it first")
-    if out.is_dir() or any(out.resolve() == Path(source.file).resolve() for source in sources):
-        raise CrocodilError(
-            f"--out {out} is a folder or one of the texts; name the file to write registers to"
-        )
+    _check_writable(out, "--out")
+    if any(os.path.realpath(out) == os.path.realpath(source.file) for source in sources):
+        raise CrocodilError(f"--out {out} is one of the texts; name the file to write registers to")
     model = _load(args.model)
     registers = model.encode(
         [s.text for s in sources], args.k, truncate=args.truncate, split=not args.truncate
@@ -117,6 +121,8 @@ def decode(args: argparse.Namespace) -> None:
 
 def interpolate(args: argparse.Namespace) -> None:
     """Texts on the way from one to another (App. D, Fig. 8)."""
+    if args.files == ["-", "-"]:
+        raise CrocodilError("stdin is one text; name a file for the other end")
     a, b = (read_source(file) for file in args.files)
     model = _load(args.model)
     from crocodil.report import measure
@@ -144,9 +150,11 @@ def interpolate(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """The table block size × NFE (Tab. 1) on held-out programs."""
-    if args.source and (args.files or args.held_out):
+    if args.source is not None and (args.files or args.held_out):
         raise CrocodilError("--source brings its own texts, so name no files and no --held-out beside it")
-    sources = held_out_sources(args.source) if args.source else read_sources(args.files, args.held_out)
+    sources = (
+        read_sources(args.files, args.held_out) if args.source is None else held_out_sources(args.source)
+    )
     folder = _folder(args.report)
     model = _load(args.model)
     from crocodil.report import measure, paper
@@ -181,12 +189,14 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def likelihood(args: argparse.Namespace) -> None:
     """Cross-entropy and top-1 of masked tokens, by masking level (Fig. 4) and by register noise (Fig. 7)."""
-    model = _load(args.model)
-    ks = args.k or tuple(dict.fromkeys((0, min(8, model.K), model.K)))
-    if min(ks) < 0 or max(ks) > model.K:
-        raise CrocodilError(f"--k must be between 0 and {model.K}, the registers of this model")
     if min(args.levels) <= 0 or max(args.levels) > 1:
         raise CrocodilError("--levels must be above 0 and at most 1, which masks everything")
+    if min(args.sigmas) < 0 or max(args.sigmas) > MOST_NOISE:
+        raise CrocodilError(f"--sigmas must be between 0 and {MOST_NOISE}")
+    model = _load(args.model)
+    ks = args.k or tuple(dict.fromkeys(min(k, model.K) for k in (0, 8, 64, model.K)))
+    if min(ks) < 0 or max(ks) > model.K:
+        raise CrocodilError(f"--k must be between 0 and {model.K}, the registers of this model")
     from crocodil.reproduce.likelihood import by_level, by_noise, held_out_windows
 
     with spinner("reading held-out texts"):
@@ -236,11 +246,26 @@ def _decoding(args: argparse.Namespace) -> Decoding:
 
 
 def _folder(name: str | None) -> Path | None:
-    """The folder of a report, refused early where no page can be written into it."""
-    folder = None if name is None else Path(name)
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise CrocodilError(f"--report {folder} is a file; name a folder for the report")
-    return folder
+    """The folder of a report, refused early where no page can be written into it. It is made late, by the report."""
+    if name is None:
+        return None
+    if not name or (os.path.lexists(name) and not os.path.isdir(name)):
+        raise CrocodilError(f"--report {name!r} is no folder; name one for the report")
+    _check_writable(Path(name) / "index.html", "--report")
+    return Path(name)
+
+
+def _check_writable(file: Path, option: str) -> None:
+    """Refuse, before anything is computed for it, a file that cannot be written in the end."""
+    there = Path(os.path.realpath(file))
+    # a path with a link left in it leads in a circle
+    if there.is_symlink() or (file.exists() and not file.is_file()):
+        raise CrocodilError(f"{option}: {file} is a folder, a device or a loop of links; name a file")
+    folder = next(parent for parent in there.parents if os.path.lexists(parent))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise CrocodilError(
+            f"{option}: {file} cannot be written, as {folder} is no folder that can be written to"
+        )
 
 
 def _report(model: Model, decoding: Decoding, title: str, **measured: Any) -> Report:

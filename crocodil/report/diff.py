@@ -136,7 +136,7 @@ def _slid(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
             first -= 1
         while last < start + len(after) and whole[last] == whole[last + len(edit)]:
             last += 1
-        best = max(range(first, last + 1), key=lambda i: (whole[:i].endswith("\n"), i == start))
+        best = max(range(first, last + 1), key=lambda i: (i > 0 and whole[i - 1] == "\n", i == start))
         edit = whole[best : best + len(edit)]
         slid[at - 1] = (whole[:best], whole[:best])
         slid[at] = (edit, "") if old else ("", edit)

@@ -56,5 +56,5 @@ def _licence(card: Path) -> str:
 def _steps(record: Path) -> int | None:
     try:
         return int(json.loads(record.read_text("utf-8"))["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

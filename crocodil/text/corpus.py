@@ -141,7 +141,7 @@ def _jsonl(path: Path, id: str, fields: Sequence[str]) -> Iterator[Document]:
                 row = json.loads(line)
             except UnicodeDecodeError:
                 continue
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CrocodilError(f"{path} line {number} is no JSON ({error}); mend or drop it") from error
             yield Document(f"{id}:{number}", _text(row, fields, f"{path} line {number}"))
 

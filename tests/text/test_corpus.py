@@ -65,7 +65,9 @@ def test_jsonl(tmp_path):
     assert list(load_documents(tmp_path, extensions=(".jsonl",))) == found
 
 
-@pytest.mark.parametrize("line", ["{", '{"code": "a"}', "[]", '{"text": 5}'])
+@pytest.mark.parametrize(
+    "line", ["{", '{"code": "a"}', "[]", '{"text": 5}', "[" * 100_000, '{"text": %s}' % ("9" * 5000)]
+)
 def test_bad_rows_are_named(tmp_path, line):
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n' + line)
     with pytest.raises(CrocodilError, match="x.jsonl line 2"):
