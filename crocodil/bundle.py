@@ -14,9 +14,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, get_args
 
 import torch
@@ -27,11 +29,18 @@ from transformers import Qwen3Config, Qwen3Model
 from crocodil.autoencoder import Autoencoder
 from crocodil.demasker.guided import GuideConfig, GuidedDemasker, Layout
 from crocodil.demasker.llada import LLaDA
-from crocodil.demasker.shards import load_tensors, read_json, save_tensors
+from crocodil.demasker.shards import (
+    StoredTensor,
+    list_file,
+    list_tensors,
+    read_json,
+    read_tensors,
+    save_tensors,
+)
 from crocodil.demasker.weights import load_llada, save_llada
 from crocodil.errors import CrocodilError
 from crocodil.registers.encoder import RegisterEncoder, Scale
-from crocodil.registers.geometry import RegisterNoise
+from crocodil.registers.geometry import RegisterNoise, check_count
 from crocodil.text.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -42,12 +51,19 @@ _CHOICES = {
     "layout": get_args(Layout),
     "scale": get_args(Scale),
 }
-# What shapes a Qwen3. Nothing else of its config is written, because other versions of transformers have other keys.
-_SHAPE = (
-    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_parameters",
-    "tie_word_embeddings", "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id",
+# What a bundle with registers must say, because a default would be another model. (suffix_from came later.)
+_GUIDED = {"K", "D", "layout", "local_pairs", "scale"}
+# What makes two Qwen3 of the same weights compute different things, or weights fit; none of it may be left out.
+SHAPE = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "rope_parameters", "attention_bias",
 )  # fmt: skip
+# Nothing else of its config is written, because other versions of transformers have other keys.
+_WRITTEN = (
+    *SHAPE, "model_type", "max_position_embeddings", "tie_word_embeddings", "attention_dropout", "bos_token_id",
+    "eos_token_id", "pad_token_id",
+)  # fmt: skip
+_LARGEST = 2**31
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,10 @@ def resolve(name: str | Path) -> Path:
     """The folder of a model: `bundled` (or `nano`), a path, or a hub id (its safetensors and JSON only)."""
     if str(name) in ("bundled", "nano"):
         return BUNDLED
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise CrocodilError(f"no model {str(name)!r}: there is no such home folder; give a folder") from None
     if path.exists() or str(name).count("/") != 1 or str(name).startswith((".", "~", "/")):
         return path
     from huggingface_hub import snapshot_download
@@ -184,32 +203,36 @@ def read_index(folder: Path) -> Index:
         raise CrocodilError(
             f"{folder} holds no crocodil model ({INDEX} is missing); give a folder that `export` wrote"
         )
-    try:
-        values = json.loads(file.read_text("utf-8"))
-        known = {f.name for f in dataclasses.fields(Index)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise CrocodilError(f"{file}: unknown key {unknown[0]!r}; it knows {', '.join(sorted(known))}")
-        if values.get("format") != FORMAT:
-            raise CrocodilError(
-                f"{file}: format {values.get('format')!r}, this version of crocodil reads {FORMAT}"
-            )
-        values["local_pairs"] = tuple(values.get("local_pairs", ()))
-        index = Index(**values)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
-        raise CrocodilError(f"{file} cannot be read ({error}); copy the model again") from None
+    values = read_json(file)
+    known = {f.name for f in dataclasses.fields(Index)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise CrocodilError(f"{file}: unknown key {unknown[0]!r}; it knows {', '.join(sorted(known))}")
+    if values.get("format") != FORMAT:
+        raise CrocodilError(
+            f"{file}: format {values.get('format')!r}, this version of crocodil reads {FORMAT}"
+        )
+    wanted = {"kind", "vocabulary", "window"} | (_GUIDED if values.get("kind") == "autoencoder" else set())
+    if missing := sorted(wanted - values.keys()):
+        raise CrocodilError(f"{file} lacks {missing[0]!r}; copy the model again")
+    pairs = values.get("local_pairs", [])
+    index = Index(**values | {"local_pairs": tuple(pairs) if isinstance(pairs, list) else (pairs,)})
     for name, choices in _CHOICES.items():
         if getattr(index, name) not in choices:
             raise CrocodilError(
                 f"{file}: {name} is {getattr(index, name)!r}, not one of {', '.join(choices)}"
             )
-    if any(
-        type(n) is not int or n < 0
-        for n in (index.window, index.K, index.D, index.suffix_from or 0, *index.local_pairs)
-    ):
+    numbers = [index.window, index.K, index.D, *index.local_pairs]
+    if index.suffix_from is not None:
+        numbers.append(index.suffix_from)
+    if any(type(n) is not int or not 0 <= n < _LARGEST for n in numbers):
         raise CrocodilError(
-            f"{file}: window, K, D, suffix_from and local_pairs must be whole numbers; copy the model again"
+            f"{file}: window, K, D, suffix_from and local_pairs must be whole numbers below 2^31; "
+            "copy the model again"
         )
+    if index.kind == "autoencoder":
+        with _blaming(file):
+            check_count(index.K)
     return index
 
 
@@ -226,13 +249,15 @@ def load_autoencoder(
     llada = load_llada(folder / "demasker", dtype=torch.float32, device=device)
     vocabulary = _vocabulary(folder, index, llada)
     guide = GuideConfig(index.K, index.D, index.layout, index.local_pairs)  # type: ignore[arg-type]
-    demasker = GuidedDemasker(llada, guide)
+    with _blaming(folder / INDEX):
+        demasker = GuidedDemasker(llada, guide)
     _load_extra(
         folder / "demasker" / "guide.safetensors",
         {"boundaries": demasker.boundaries, "projection.weight": demasker.projection.weight},
     )
     backbone = _load_backbone(folder / "encoder")
-    encoder = RegisterEncoder(backbone, index.K, vocabulary.eos_id, index.scale, index.suffix_from)  # type: ignore[arg-type]
+    with _blaming(folder / "encoder"):
+        encoder = RegisterEncoder(backbone, index.K, vocabulary.eos_id, index.scale, index.suffix_from)  # type: ignore[arg-type]
     extra = {"suffix": encoder.suffix}
     if encoder.norm is not None:
         extra |= {"norm.weight": encoder.norm.weight, "norm.bias": encoder.norm.bias}
@@ -264,6 +289,12 @@ def _vocabulary(folder: Path, index: Index, llada: LLaDA) -> Vocabulary:
         )
     if vocabulary.mask_id != llada.config.mask_token_id or vocabulary.size > llada.config.embedding_size:
         raise CrocodilError(f"{folder}: tokenizer and demasker do not belong together; copy the model again")
+    longest = llada.config.max_sequence_length
+    if not 3 <= index.window <= longest:
+        raise CrocodilError(
+            f"{folder / INDEX}: window is {index.window}, this demasker's can be 3 to {longest} tokens; copy the model "
+            "again"
+        )
     return vocabulary
 
 
@@ -274,7 +305,7 @@ def _save_encoder(
     folder.mkdir()
     backbone = encoder.backbone
     kept = dtype or backbone.dtype
-    config = {key: value for key, value in backbone.config.to_dict().items() if key in _SHAPE}
+    config = {key: value for key, value in backbone.config.to_dict().items() if key in _WRITTEN}
     config |= {"architectures": ["Qwen3Model"], "dtype": str(kept).removeprefix("torch.")}
     _write_json(folder / "config.json", config)
     save_tensors(backbone.state_dict(), folder, dtype=dtype)
@@ -284,12 +315,12 @@ def _save_encoder(
     _save_extra(extra, folder / "registers.safetensors", dtype)
     # the summary register is the state at EOS, so the tokenizer appends it, as Qwen3-Embedding's does
     vocabulary.save(folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_str(vocabulary.tokenizer.to_str())
     eos = tokenizer.id_to_token(vocabulary.eos_id)
     tokenizer.post_processor = TemplateProcessing(
         single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, vocabulary.eos_id)]
     )
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
     _write_json(
         folder / "modules.json",
         [
@@ -327,16 +358,21 @@ def _load_backbone(folder: Path) -> Qwen3Model:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else "remove it"
             raise CrocodilError(f"{file}: unknown key {key!r} for a Qwen3; {hint}")
-    try:
-        config = Qwen3Config(**values)
-    except (
-        Exception
-    ) as error:  # transformers and the hub's validators raise what they like, over several lines
-        raise CrocodilError(f"{file}: {' '.join(str(error).split())}; copy the model again") from None
-    tensors = load_tensors(folder, dtype=torch.float32)
-    backbone = Qwen3Model(config)
-    _account(backbone.state_dict(), tensors, folder)
-    backbone.load_state_dict(tensors)
+    if missing := [key for key in SHAPE if values.get(key) is None]:
+        raise CrocodilError(f"{file} lacks {missing[0]!r}; copy the model again")
+    rope = values["rope_parameters"]
+    theta = rope.get("rope_theta") if isinstance(rope, dict) else None
+    for name, number in {"rope_theta": theta, "rms_norm_eps": values["rms_norm_eps"]}.items():
+        if type(number) not in (int, float) or not number > 0:
+            raise CrocodilError(f"{file}: {name} is {number!r}, not a positive number; copy the model again")
+    with _blaming(file), torch.device("meta"):
+        backbone = Qwen3Model(Qwen3Config(**values))
+    stored = list_tensors(folder)
+    _account(backbone.state_dict(), stored, folder)
+    tensors = read_tensors(folder, stored, torch.float32, "cpu")
+    _refuse_non_finite(tensors, folder)
+    backbone.load_state_dict(tensors, assign=True)
+    backbone.rotary_emb = type(backbone.rotary_emb)(backbone.config)  # its angles are in no file
     return backbone
 
 
@@ -349,20 +385,16 @@ def _save_extra(tensors: Mapping[str, torch.Tensor], file: Path, dtype: torch.dt
 
 
 def _load_extra(file: Path, parameters: Mapping[str, torch.Tensor]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CrocodilError(f"{file} cannot be read ({error}); copy the model again") from None
-    _account(parameters, tensors, file)
+    stored = list_file(file)
+    _account(parameters, stored, file)
+    tensors = read_tensors(file.parent, stored, torch.float32, "cpu")
+    _refuse_non_finite(tensors, file)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
 
 
-def _account(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], where: Path) -> None:
+def _account(wanted: Mapping[str, torch.Tensor], found: Mapping[str, StoredTensor], where: Path) -> None:
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"has a tensor that does not belong, {extra[0]}"
@@ -375,6 +407,24 @@ def _account(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tenso
                 f"{where}: {name} has shape {tuple(found[name].shape)}, the model wants {tuple(tensor.shape)}; "
                 "the config belongs to other weights"
             )
+
+
+def _refuse_non_finite(tensors: Mapping[str, torch.Tensor], where: Path) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CrocodilError(f"{where}: {name} contains NaN or infinity; copy or train the model again")
+
+
+@contextmanager
+def _blaming(file: Path) -> Iterator[None]:
+    """Whatever cannot be built of what `file` says names it in one line; torch and transformers raise what they like."""
+    try:
+        yield
+    except CrocodilError as error:
+        raise CrocodilError(f"{file}: {error}") from None
+    except Exception as error:
+        reason = shorten(f"{type(error).__name__}: {error}", 200)
+        raise CrocodilError(f"{file}: no model can be built of it ({reason}); copy the model again") from None
 
 
 def _write_index(folder: Path, index: Index) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from crocodil.attention import Segments
 from crocodil.autoencoder import Autoencoder
 from crocodil.bundle import (
     BUNDLED,
+    SHAPE,
     load_autoencoder,
     open_demasker,
     read_index,
@@ -134,6 +137,12 @@ def test_sentence_transformers_opens_the_encoder_and_gives_register_1(
     assert torch.allclose(theirs.norm(dim=-1), torch.tensor(1.0), atol=1e-5)
 
 
+def test_an_index_from_before_suffix_from_still_loads(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "model"))
+    edit("config.json", lambda c: c.pop("suffix_from"))(folder)
+    assert load_autoencoder(folder)[0].encoder.suffix_from is None
+
+
 def test_an_unguided_demasker_has_a_folder_too(
     make_autoencoder: Make, tiny_vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
@@ -177,6 +186,8 @@ def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("./runs/export", "a/b/c", "/nowhere/model", "nowhere"):
         with pytest.raises(CrocodilError, match="holds no crocodil model"):
             read_index(resolve(name))
+    with pytest.raises(CrocodilError, match="no model '~nosuchuser/m': there is no such home folder"):
+        resolve("~nosuchuser/m")
     assert not asked
 
 
@@ -213,6 +224,22 @@ def lose(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
+def folder_instead(name: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return spoil
+
+
+def fill(name: str, tensor: str, value: float) -> Callable[[Path], None]:
+    return retensor(name, lambda t: t[tensor].view(-1)[:1].fill_(value))
+
+
+def retype(name: str, tensor: str, dtype: torch.dtype) -> Callable[[Path], None]:
+    return retensor(name, lambda t: t.update({tensor: t[tensor].to(dtype)}))
+
+
 def foreign_tokenizer(folder: Path) -> None:
     train_bpe(["another language altogether " * 9], 320).save(folder / "tokenizer")
 
@@ -230,9 +257,13 @@ HEAD = "model.transformer.ff_out.weight"
 BAD: dict[str, tuple[Callable[[Path], None], str, str]] = {
     # what is wrong: (how to make it, the file that the message names, what it says)
     "no index": (lose("config.json"), "", "config.json is missing"),
-    "index is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json", "cannot be read"),
-    "index is no text": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json", "cannot be read"),
-    "index is a list": (lambda f: (f / "config.json").write_text("[]"), "config.json", "cannot be read"),
+    "index is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json", "not valid JSON"),
+    "index is no text": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json", "not valid JSON"),
+    "index is a list": (lambda f: (f / "config.json").write_text("[]"), "config.json", "holds a list"),
+    "index is deep": (lambda f: (f / "config.json").write_text("[" * 10**5), "config.json", "not valid JSON"),
+    "index with a huge number": (
+        lambda f: (f / "config.json").write_text('{"K": ' + "9" * 5000 + "}"), "config.json", "not valid JSON"
+    ),
     "index with an unknown key": (edit("config.json", lambda c: c.update(nfe=3)), "config.json", "unknown key 'nfe'"),
     "index lacks a key": (edit("config.json", lambda c: c.pop("window")), "config.json", "'window'"),
     "another format": (edit("config.json", lambda c: c.update(format=2)), "config.json", "format 2"),
@@ -242,11 +273,11 @@ BAD: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "K is no number": (edit("config.json", lambda c: c.update(K="4")), "config.json", "must be whole numbers"),
     "another K": (edit("config.json", lambda c: c.update(K=8)), SUFFIX, r"suffix has shape \(3, 24\)"),
     "another D": (edit("config.json", lambda c: c.update(D=48)), GUIDE, r"projection.weight has shape \(32, 24\)"),
-    "guide cut short": (cut(GUIDE), GUIDE, "cannot be read"),
+    "guide cut short": (cut(GUIDE), GUIDE, "damaged or cut short"),
     "guide missing": (lose(GUIDE), GUIDE, "cannot be read"),
     "guide lacks a tensor": (retensor(GUIDE, lambda t: t.pop("boundaries")), GUIDE, "lacks boundaries"),
     "guide has one more": (retensor(GUIDE, lambda t: t.update(x=torch.ones(1))), GUIDE, "does not belong, x"),
-    "suffix cut short": (cut(SUFFIX, 0.2), SUFFIX, "cannot be read"),
+    "suffix cut short": (cut(SUFFIX, 0.2), SUFFIX, "damaged or cut short"),
     "suffix missing": (lose(SUFFIX), SUFFIX, "cannot be read"),
     "suffix has one more": (retensor(SUFFIX, lambda t: t.update(x=torch.ones(1))), SUFFIX, "does not belong, x"),
     "encoder cut short": (cut(ENCODER), ENCODER, "damaged or cut short"),
@@ -285,6 +316,54 @@ BAD: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "foreign tokenizer": (foreign_tokenizer, "tokenizer", "is another vocabulary"),
     "tokenizer cut short": (cut("tokenizer/tokenizer.json"), "tokenizer/tokenizer.json", "cannot be read"),
     "tokenizer missing": (lose("tokenizer/tokenizer.json"), "tokenizer/tokenizer.json", "does not exist|missing"),
+    **{
+        f"index without {key}": (edit("config.json", lambda c, key=key: c.pop(key)), "config.json", f"lacks '{key}'")
+        for key in ("K", "D", "layout", "local_pairs", "scale")
+    },
+    **{
+        f"{name} is {value!r}": (edit("config.json", lambda c, n=name, v=value: c.update({n: v})), "config.json", message)
+        for name, value, message in (
+            ("K", 3, "power of two"), ("K", 0, "power of two"), ("K", 2**40, "whole numbers"),
+            ("local_pairs", [9], "rotary pairs"), ("local_pairs", None, "whole numbers"),
+            ("suffix_from", 1.5, "whole numbers"), ("suffix_from", False, "whole numbers"),
+            ("window", 2, "window is 2, this"), ("window", 10**6, "3 to 64 tokens"),
+        )
+    },
+    **{
+        f"encoder config without {key}": (
+            edit("encoder/config.json", lambda c, key=key: c.pop(key)), "encoder/config.json", f"lacks '{key}'"
+        )
+        for key in SHAPE
+    },
+    **{
+        f"{key} of the encoder is {value!r}": (
+            edit("encoder/config.json", lambda c, k=key, v=value: c.update({k: v})), "encoder/config.json", message
+        )
+        for key, value, message in (
+            ("rope_parameters", None, "lacks"), ("rope_parameters", {}, "rope_theta is None"),
+            ("rope_parameters", {"rope_type": "banana", "rope_theta": 9.0}, "no model can be built of it .*banana"),
+            ("rope_parameters", {"rope_theta": math.inf}, "Infinity is no finite"), ("rms_norm_eps", math.nan, "NaN"),
+            ("rms_norm_eps", -1.0, "not a positive number"), ("hidden_act", "banana", "banana"),
+            ("num_attention_heads", 0, "ZeroDivisionError"), ("head_dim", 0, "ZeroDivisionError"),
+            ("pad_token_id", 10**9, "AssertionError"), ("vocab_size", 10**30, "no model can be built"),
+        )
+    },
+    "encoder config of a huge vocabulary": (
+        edit("encoder/config.json", lambda c: c.update(vocab_size=10**15)), "encoder", "has shape"
+    ),
+    "demasker config of a huge width": (
+        edit("demasker/config.json", lambda c: c.update(d_model=10**15)), "demasker/config.json", "too large"
+    ),
+    "NaN in the encoder": (fill(ENCODER, "embed_tokens.weight", math.nan), "encoder", "embed_tokens.weight contains NaN"),
+    "infinity in the suffix": (fill(SUFFIX, "suffix", math.inf), SUFFIX, "suffix contains NaN or inf"),
+    "whole numbers in the guide": (retype(GUIDE, "boundaries", torch.int8), GUIDE, "boundaries has dtype I8"),
+    "complex numbers in the suffix": (retype(SUFFIX, "suffix", torch.complex64), SUFFIX, "suffix has dtype C64"),
+    "a folder for the guide": (folder_instead(GUIDE), GUIDE, "cannot be read .Is a directory"),
+    "a folder for the weights": (folder_instead(ENCODER), ENCODER, "cannot be read .Is a directory"),
+    "a folder for a config": (folder_instead("encoder/config.json"), "encoder/config.json", "Is a directory"),
+    "names of tokens cut short": (
+        cut("tokenizer/tokenizer_config.json"), "tokenizer/tokenizer_config.json", "cannot be read"
+    ),
 }  # fmt: skip
 
 
@@ -299,6 +378,16 @@ def test_a_bad_model_is_refused_in_one_line_that_names_the_file(
         load_autoencoder(folder)
     assert "\n" not in str(error.value)
     assert fault == "encoder with sliding windows" or str(folder / file) in str(error.value)
+
+
+def test_a_path_that_is_not_utf8_is_called_that(tiny_bundle: Path, tmp_path: Path) -> None:
+    try:
+        folder = Path(shutil.copytree(tiny_bundle, os.fsdecode(os.fsencode(tmp_path) + b"/\xff")))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    with pytest.raises(CrocodilError, match="not UTF-8: rename it"):
+        load_autoencoder(folder)
+    Vocabulary.load(folder / "tokenizer")
 
 
 class Canary:

@@ -115,7 +115,8 @@ class LLaDAConfig:
         if read.get("embedding_size") is None:
             read["embedding_size"] = read.get("vocab_size")
         if read.get("mlp_hidden_size") is None and read.get("d_model"):
-            read["mlp_hidden_size"] = int(values.get("mlp_ratio", 4)) * read["d_model"]
+            _check_type("mlp_ratio", values.get("mlp_ratio"), where)
+            read["mlp_hidden_size"] = (values.get("mlp_ratio") or 4) * read["d_model"]
         missing = [n for n, f in own.items() if f.default is dataclasses.MISSING and read.get(n) is None]
         if missing:
             raise CrocodilError(
@@ -149,7 +150,8 @@ def _check_type(name: str, value: Any, where: str) -> None:
     if name in ("rope_full_precision", "weight_tying"):
         fits = value is None or isinstance(value, bool)
     elif name in ("rope_theta", "rms_norm_eps"):
-        fits = value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
+        largest = torch.finfo(torch.float32).max
+        fits = value is None or (type(value) in (int, float) and 0 < value <= largest)
     else:
         least = 0 if name.endswith("_id") else 1
         fits = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least)

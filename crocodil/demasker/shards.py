@@ -111,7 +111,7 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
             )
         return _list_shards(folder)
     if (folder / _SINGLE).exists():
-        return _headers(folder, _SINGLE)
+        return list_file(folder / _SINGLE)
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
     if pickles:
         raise CrocodilError(
@@ -129,13 +129,13 @@ def _list_shards(folder: Path) -> dict[str, StoredTensor]:
         raise CrocodilError(f"{folder / _INDEX} has no weight_map of tensor names to files: fetch it again")
     stored: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:
+        if Path(file).name != file or file in ("", ".."):
             raise CrocodilError(
                 f"{folder / _INDEX} names {file!r}, which is not a file of this folder: fetch it again"
             )
         if not (folder / file).exists():
             raise CrocodilError(f"{folder / file} is missing, though {_INDEX} names it: fetch that shard")
-        found = _headers(folder, file)
+        found = list_file(folder / file)
         if astray := sorted(found.keys() ^ {name for name, shard in weight_map.items() if shard == file}):
             raise CrocodilError(
                 f"{folder / file} and {_INDEX} disagree on {some(astray)}: fetch shard and index again"
@@ -151,18 +151,18 @@ def _list_shards(folder: Path) -> dict[str, StoredTensor]:
     return stored
 
 
-def _headers(folder: Path, file: str) -> dict[str, StoredTensor]:
-    """The tensors of one file, all of a floating dtype."""
+def list_file(file: Path) -> dict[str, StoredTensor]:
+    """`list_tensors` for one file, whatever its name; all its tensors are of a floating dtype."""
     stored = {}
-    with _opened(folder / file) as opened:
+    with _opened(file) as opened:
         for name in opened.keys():
             view = opened.get_slice(name)
             if view.get_dtype() not in _FLOATS:
                 raise CrocodilError(
-                    f"{folder / file}: {name} has dtype {view.get_dtype()}: quantised checkpoints are not "
+                    f"{file}: {name} has dtype {view.get_dtype()}: quantised checkpoints are not "
                     "read, take the 16- or 32-bit one"
                 )
-            stored[name] = StoredTensor(file, tuple(view.get_shape()), view.get_dtype())
+            stored[name] = StoredTensor(file.name, tuple(view.get_shape()), view.get_dtype())
     return stored
 
 
@@ -185,11 +185,17 @@ def read_tensors(
 def _opened(path: Path) -> Iterator[safe_open]:
     """A safetensors file; whatever is wrong with it is said in one line."""
     try:
+        str(path).encode()
+        with open(path, "rb") as raw:  # safetensors calls whatever it cannot open a missing file
+            pointer = raw.read(40).startswith(b"version https://git-lfs")
+    except UnicodeEncodeError:
+        raise CrocodilError(f"{path}: safetensors reads no path that is not UTF-8: rename it") from None
+    except OSError as error:
+        raise CrocodilError(f"{path} cannot be read ({error.strerror}): copy or fetch it again") from None
+    try:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        with open(path, "rb") as raw:
-            pointer = raw.read(40).startswith(b"version https://git-lfs")
         remedy = "it is a Git LFS pointer, run `git lfs pull`" if pointer else "copy or fetch it again"
         raise CrocodilError(f"{path} is damaged or cut short ({error}): {remedy}") from None
 
@@ -208,18 +214,29 @@ def checkpoint_folder(path: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object."""
-    if not path.exists():
-        raise CrocodilError(f"{path} is missing: give the folder of a whole checkpoint")
+    """A JSON object; every number in it is finite."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except FileNotFoundError:
+        raise CrocodilError(f"{path} is missing: give the folder of a whole checkpoint") from None
+    except OSError as error:
+        raise CrocodilError(f"{path} cannot be read ({error.strerror}): copy or fetch it again") from None
+    except (ValueError, RecursionError) as error:
         raise CrocodilError(f"{path} is not valid JSON ({error}): fetch it again") from None
     if not isinstance(values, dict):
         raise CrocodilError(
             f"{path} holds a {type(values).__name__} instead of a JSON object: fetch it again"
         )
     return values
+
+
+def _finite(number: str) -> float:
+    """A number of JSON; Python's reader also takes NaN, Infinity and 1e999."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no finite number")
+    return value
 
 
 def flush(path: Path) -> None:

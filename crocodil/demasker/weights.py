@@ -51,8 +51,13 @@ def load_llada(
     folder = checkpoint_folder(Path(path))
     where = folder / "config.json"
     config = LLaDAConfig.from_dict(read_json(where), str(where))
-    with torch.device("meta"):
-        model = LLaDA(config)
+    try:
+        with torch.device("meta"):
+            model = LLaDA(config)
+    except (RuntimeError, TypeError, OverflowError):  # torch, over sizes that do not fit into an address
+        raise CrocodilError(
+            f"{where}: sizes too large for any machine; take the released config.json"
+        ) from None
     stored = list_tensors(folder)
     if config.weight_tying and _HEAD in stored and _TABLE in stored:
         pair = read_tensors(folder, {name: stored[name] for name in (_HEAD, _TABLE)}, None, "cpu")

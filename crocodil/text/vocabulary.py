@@ -122,16 +122,13 @@ class Vocabulary:
         if not file.is_file():
             raise CrocodilError(f"{file} does not exist; give a folder with tokenizer.json, or that file")
         try:
-            tokenizer = Tokenizer.from_file(str(file))
-            config_file = file.with_name("tokenizer_config.json")
-            config = dict(json.loads(config_file.read_text("utf-8"))) if config_file.is_file() else {}
+            tokenizer = Tokenizer.from_str(file.read_text("utf-8"))
         except Exception as error:  # tokenizers raises bare Exception
             raise CrocodilError(f"{file} cannot be read as a tokenizer ({error}); fetch it again") from error
-        saved = config.get("crocodil", {})
+        names, saved = _read_config(file.with_name("tokenizer_config.json"))
         ids = {}
         for role, given in (("bos", bos_id), ("eos", eos_id), ("mask", mask_id)):
-            name = config.get(f"{role}_token")
-            name = name["content"] if isinstance(name, dict) else name
+            name = names[role]
             ids[f"{role}_id"] = next(
                 (known for known in (given, saved.get(f"{role}_id")) if known is not None),
                 tokenizer.token_to_id(name) if name else None,
@@ -268,6 +265,25 @@ def train_bpe(texts: Iterable[str], size: int) -> Vocabulary:
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL_NAMES.values()])
     return Vocabulary(tokenizer, origin="the trained tokenizer")
+
+
+def _read_config(file: Path) -> tuple[dict[str, str | None], dict[str, int]]:
+    """Of a tokenizer_config.json, which need not be there: names of the special tokens, and what `save` wrote."""
+    try:
+        config = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        tokens = {role: config.get(f"{role}_token") for role in SPECIAL_NAMES}
+        names = {
+            role: token["content"] if isinstance(token, dict) else token for role, token in tokens.items()
+        }
+        saved = config.get("crocodil", {})
+        if not all(isinstance(name, str | None) for name in names.values()):
+            raise ValueError("a special token is named by a string")
+        if not all(type(number) is int for number in saved.values()):
+            raise ValueError("ids and size are whole numbers")
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CrocodilError(f"{file} cannot be read ({reason}); fetch it again") from None
+    return names, saved
 
 
 def _token_bytes(state: dict, specials: set[int]) -> dict[int, bytes]:

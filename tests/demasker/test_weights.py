@@ -335,6 +335,37 @@ BAD = {
         index(lambda d: d["weight_map"].update({HEAD: "../x.safetensors"})),
         "'../x.safetensors', which is not a file of this folder",
     ),
+    **{
+        f"index names {name!r} a shard": (
+            "base-seed2",
+            index(lambda d, name=name: d["weight_map"].update({HEAD: name})),
+            f"names '{name}', which is not a file",
+        )
+        for name in ("", ".", "..")
+    },
+    "folder for a shard": (
+        "base-seed2",
+        lambda f: [(f / SHARD).unlink(), (f / SHARD).mkdir()],
+        f"{SHARD} cannot be read .Is a directory",
+    ),
+    "folder for the config": (
+        "base-seed0",
+        lambda f: [(f / "config.json").unlink(), (f / "config.json").mkdir()],
+        "config.json cannot be read .Is a directory",
+    ),
+    "config is deep": (
+        "base-seed0",
+        lambda f: (f / "config.json").write_text("[" * 10**5),
+        "config.json is not valid JSON",
+    ),
+    **{
+        f"{number} in the config": (
+            "base-seed0",
+            lambda f, number=number: (f / "config.json").write_text(f'{{"rope_theta": {number}}}'),
+            "config.json is not valid JSON",
+        )
+        for number in ("NaN", "-Infinity", "1e999", "9" * 5000)
+    },
     "index without a map": ("base-seed2", index(lambda d: d.pop("weight_map")), "has no weight_map"),
     "index of another size": (
         "base-seed2",
@@ -381,6 +412,17 @@ BAD = {
     "scaled logits": ("base-seed0", config(scale_logits=True), "scale_logits = True"),
     "block groups": ("base-seed0", config(block_group_size=2), "block_group_size = 2"),
     "another model": ("base-seed0", config(model_type="llama"), "model_type = 'llama'"),
+    **{
+        f"{key} {value!r}": ("base-seed0", config(**{"mlp_hidden_size": None, key: value}), message)
+        for key, value, message in (
+            ("mlp_ratio", "x", "mlp_ratio = 'x' is not a value"),
+            ("mlp_ratio", 0, "mlp_ratio = 0 is not a value"),
+            ("rope_theta", 10**400, "rope_theta = 10+ is not a value"),
+            ("rms_norm_eps", 0, "rms_norm_eps = 0 is not a value"),
+            ("d_model", 2**50, "sizes too large"),
+            ("embedding_size", 10**30, "sizes too large"),
+        )
+    },
     "heads do not divide": ("base-seed0", config(n_heads=5), "d_model 64, n_heads 5"),
 }
 

@@ -172,6 +172,36 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{",
+        "[" * 10**5,
+        *(
+            json.dumps({key: value})
+            for key, value in [
+                ("crocodil", None),
+                ("crocodil", []),
+                ("crocodil", {"bos_id": "x"}),
+                ("crocodil", {"size": "x"}),
+                ("crocodil", {"size": 2048.0}),
+                ("bos_token", 5),
+                ("bos_token", {}),
+                ("mask_token", {"content": 5}),
+            ]
+        ),
+    ],
+    ids=lambda content: content[:40],
+)
+def test_a_bad_configuration_is_refused_by_its_own_name(vocabulary, tmp_path, content):
+    vocabulary.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(CrocodilError, match="tokenizer_config.json cannot be read") as caught:
+        Vocabulary.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_other_kinds_of_tokenizers_are_refused():
     with pytest.raises(CrocodilError, match="byte-level BPE"):
         Vocabulary(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
