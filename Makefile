@@ -9,7 +9,7 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 # Where training runs: one of launch/*.yaml.
-LAUNCH ?= launch/cpu.yaml
+LAUNCH ?= launch/cpu2.yaml
 
 BIN := $(VENV)/bin
 BASE := $(VENV)/.installed-base
@@ -60,10 +60,10 @@ report: $(BASE) ## measure the bundled model on held-out programs: the paper's T
 bench: $(DEV) ## time and memory against the plain way, as ratios; ARGS="--official PATH", ARGS=--quick
 	@$(BIN)/python recipes/benchmarks/run.py $(ARGS)
 
-train-nano: $(BASE) ## train the bundled model from nothing; LAUNCH=launch/gpu.yaml for a GPU
+train-nano: $(BASE) ## train the bundled model from nothing, three hours; LAUNCH=launch/gpu.yaml for a GPU
 	$(BIN)/accelerate launch --config_file $(LAUNCH) recipes/train_base.py --config recipes/configs/nano_base.yaml
-	$(BIN)/accelerate launch --config_file $(LAUNCH) recipes/train_demasker.py --config recipes/configs/nano.yaml
-	$(BIN)/accelerate launch --config_file $(LAUNCH) recipes/train_demasker.py --config recipes/configs/nano_grow.yaml
+	@for part in nano nano_grow nano_long; do $(BIN)/accelerate launch --config_file $(LAUNCH) \
+		recipes/train_demasker.py --config recipes/configs/$$part.yaml || exit 1; done
 
 # --- develop ---
 

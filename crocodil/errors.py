@@ -13,9 +13,9 @@ class CrocodilError(ValueError):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """For programs: bad input ends with one line on stderr and exit code 2, instead of a traceback."""
+    """For programs: bad input, or a file system that refuses, ends with one line on stderr and exit code 2."""
     try:
         yield
-    except CrocodilError as error:
-        print(f"crocodil: {error}", file=sys.stderr)
+    except (CrocodilError, OSError) as error:
+        print(f"crocodil: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -7,7 +7,7 @@ The loss is LLaDA's: mask every token with probability t, predict the masked one
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,7 @@ from crocodil.training.checkpoints import checkpoint_name, prune, publishing
 from crocodil.training.config import flat, parse_arguments, save_config
 from crocodil.training.deal import deal
 from crocodil.training.engine import Engine
+from crocodil.training.limits import check_loop, require_at_least
 from crocodil.training.log import MetricsLog, Progress
 from crocodil.training.optimisation import OptimiserConfig
 from crocodil.training.randomness import generator
@@ -55,6 +56,13 @@ class DemaskerShape:
     rope_theta: float = 1000.0
     vocabulary: int = 2048
     """Rows of the table; a byte-level BPE of this size is trained on the training texts."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, *(f.name for f in fields(self)), section="shape.")
+        if self.d_model % (2 * self.n_heads):  # rotary positions turn pairs of a head's channels
+            raise CrocodilError(
+                f"shape: d_model {self.d_model} must be a multiple of 2 · n_heads {self.n_heads}"
+            )
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,11 @@ class BaseRecipe:
     validation_texts: int = 64
     save_every: int = 500
     keep: int = 2
-    tracker: str | None = None
+    tracker: Literal["tensorboard", "wandb"] | None = None
     """`tensorboard` or `wandb`, through accelerate; metrics.jsonl is always written."""
+
+    def __post_init__(self) -> None:
+        check_loop(self)
 
 
 def main() -> None:

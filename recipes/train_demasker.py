@@ -7,10 +7,10 @@ Ctrl-C saves a checkpoint; the same command with --resume goes on from it.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +23,7 @@ from crocodil.errors import CrocodilError, one_line_errors
 from crocodil.metrics.cost import demasker_flops, encoder_flops
 from crocodil.metrics.likelihood import score_levels
 from crocodil.registers.encoder import Scale, fresh_encoder
-from crocodil.registers.geometry import RegisterNoise
+from crocodil.registers.geometry import RegisterNoise, check_count
 from crocodil.registers.released import open_encoder
 from crocodil.text.data import DataConfig, load_split, windows_of
 from crocodil.text.vocabulary import Vocabulary
@@ -33,6 +33,7 @@ from crocodil.training.checkpoints import checkpoint_name, prune, publishing
 from crocodil.training.config import flat, parse_arguments, save_config
 from crocodil.training.deal import deal
 from crocodil.training.engine import Engine
+from crocodil.training.limits import check_loop, require_at_least
 from crocodil.training.log import MetricsLog, Progress
 from crocodil.training.optimisation import OptimiserConfig
 from crocodil.training.randomness import generator
@@ -56,6 +57,16 @@ class EncoderShape:
     intermediate_size: int = 576
     rope_theta: float = 1000.0
 
+    def __post_init__(self) -> None:
+        require_at_least(1, self, *(f.name for f in fields(self)), section="encoder_shape.")
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        # rotary positions turn pairs of a head's channels
+        if self.hidden_size % (2 * heads) or heads % groups:
+            raise CrocodilError(
+                f"encoder_shape: hidden_size {self.hidden_size} must be a multiple of 2 · num_attention_heads {heads}, "
+                f"and that of num_key_value_heads {groups}"
+            )
+
 
 @dataclass(frozen=True)
 class DemaskerRecipe:
@@ -69,8 +80,8 @@ class DemaskerRecipe:
     """A Qwen3-Embedding folder or hub id; its table is re-embedded for the demasker's vocabulary. Without it an
     encoder of `encoder_shape` is trained from scratch."""
     start: str | None = None
-    """A trained model to go on from (weights only), `bundled` for the shipped one; replaces the two above, and the
-    fields from `encoder_shape` to `suffix_from` below."""
+    """A trained model to go on from (weights only), `bundled` for the shipped one. It replaces the two above and the
+    fields from `encoder_shape` to `suffix_from` below: those are ignored, and training.json has the model's own."""
     grow_to: int | None = None
     """More registers than the model at `start` has, a power of two."""
     encoder_shape: EncoderShape = field(default_factory=EncoderShape)
@@ -100,15 +111,22 @@ class DemaskerRecipe:
     """`auto` is bf16 on a GPU that has it, `no` is float32."""
     recompute: bool = False
     """Activation checkpointing, block by block."""
-    export_dtype: str = "bfloat16"
+    export_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     seed: int = 0
     log_every: int = 20
     validate_every: int = 500
     validation_texts: int = 64
     save_every: int = 500
     keep: int = 2
-    tracker: str | None = None
+    tracker: Literal["tensorboard", "wandb"] | None = None
     """`tensorboard` or `wandb`, through accelerate; metrics.jsonl is always written."""
+
+    def __post_init__(self) -> None:
+        check_loop(self)
+        require_at_least(0, self, "noise_from", "encoder_steps")
+        check_count(self.K)
+        if self.suffix_from is not None:
+            require_at_least(1, self, "suffix_from")
 
 
 def main() -> None:
@@ -129,6 +147,7 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
 
     # Model and texts.
     module, vocabulary = build(config)
+    record = as_built(config, module)
     llada, K, D = module.demasker.llada, module.encoder.K, module.encoder.D
     llada.recompute = config.recompute
     parts = load_split(config.data)
@@ -232,7 +251,7 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
                     vocabulary,
                     window=max(config.data.lengths),
                     dtype=getattr(torch, config.export_dtype),
-                    trained={"recipe": "train_demasker", "steps": step, "config": asdict(config)},
+                    trained={"recipe": "train_demasker", "steps": step, "config": record},
                 )
         progress.say(f"exported to {run / 'export'}")
     ranks.end_training()
@@ -266,6 +285,23 @@ def build(config: DemaskerRecipe) -> tuple[Autoencoder, Vocabulary]:
     return Autoencoder(
         encoder, GuidedDemasker(llada, guide).initialise(), config.corruption.register_noise
     ), vocabulary
+
+
+def as_built(config: DemaskerRecipe, module: Autoencoder) -> dict[str, Any]:
+    """The configuration for the record: the model's own values in place of what a model at `start` or `encoder`
+    came with."""
+    encoder, demasker = module.encoder, module.demasker
+    backbone = encoder.backbone.config
+    sizes = {f.name: getattr(backbone, f.name, None) for f in fields(EncoderShape)}
+    record = asdict(config) | {
+        "encoder_shape": sizes | {"rope_theta": backbone.rope_parameters["rope_theta"]},
+        "K": encoder.K,
+        "layout": demasker.config.layout,
+        "local_pairs": demasker.local_pairs,
+        "scale": encoder.scale,
+        "suffix_from": encoder.suffix_from,
+    }
+    return record | ({"demasker": None, "encoder": None} if config.start is not None else {})
 
 
 def cost(module: Autoencoder, batches: list[Batch]) -> tuple[int, float]:

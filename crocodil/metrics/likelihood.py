@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from crocodil.demasker.loss import Losses
+from crocodil.errors import CrocodilError
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,17 @@ class LevelScore:
 def score_levels(
     losses_at: Callable[[float, int], Sequence[Losses]], levels: Sequence[float], ks: Sequence[int]
 ) -> list[LevelScore]:
-    """Score every (k, level). `losses_at(t, k)` gives the records of one pass over the evaluation texts."""
+    """Score every (k, level). `losses_at(t, k)` gives the records of one pass over the evaluation texts.
+
+    Raises:
+        CrocodilError: there are no texts.
+    """
     scores = []
     for k in ks:
         for t in levels:
             records = losses_at(t, k)
+            if not records:
+                raise CrocodilError("there is no text to score; hold out more, or give other texts")
             masked = torch.cat([r.masked_B for r in records]).double()
             entropy = torch.cat([r.entropy_B for r in records]).double()
             accuracy = torch.cat([r.accuracy_B for r in records]).double()

@@ -23,6 +23,9 @@ class RegisterNoise:
     renormalise: bool = False
     """Bring the noisy register back to norm √D. Alg. 1 does not."""
 
+    def __post_init__(self) -> None:
+        noise_std(self.cosine)  # refuses what is no cosine
+
 
 @dataclass(frozen=True)
 class NestedDropout:
@@ -69,8 +72,8 @@ def noise_std(cosine: float) -> float:
 
 
 def normalise(z: torch.Tensor) -> torch.Tensor:
-    """z ← √D · z/‖z‖ for each register (…, D), in float32 (App. C)."""
-    x = z.float()
+    """z ← √D · z/‖z‖ for each register (…, D), in float32 (float64 where z is) (App. C)."""
+    x = z if z.dtype == torch.float64 else z.float()
     return (x * (math.sqrt(z.shape[-1]) / x.norm(dim=-1, keepdim=True).clamp_min(1e-12))).to(z.dtype)
 
 
@@ -87,4 +90,11 @@ def draw_k(K: int, config: NestedDropout, generator: torch.Generator) -> int:
 
 def mix(a: torch.Tensor, b: torch.Tensor, alpha: float) -> torch.Tensor:
     """Linear interpolation (1 − α) a + α b, renormalised register by register (App. D, Fig. 8)."""
-    return normalise(torch.lerp(a.float(), b.float(), alpha)).to(a.dtype)
+    # float64: far mixtures square to more than float32 holds
+    mixed = torch.lerp(a.double(), b.double(), float(alpha))
+    norm = mixed.norm(dim=-1)
+    if not bool(torch.isfinite(norm).all()) or bool((norm < 1e-6).any()):
+        raise CrocodilError(
+            f"a mixture with alpha = {alpha} has no direction: its registers cancel or overflow"
+        )
+    return normalise(mixed).to(a.dtype)

@@ -47,10 +47,19 @@ class TokenisedCorpus:
         return self.ids_T[self.offsets[index] : self.offsets[index + 1]]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the folder as a whole: beside it first, then renamed, replacing an earlier one."""
+        """Write the folder as a whole: beside it first, then renamed, replacing an earlier one.
+
+        Raises:
+            CrocodilError: the folder around it cannot be made or written.
+        """
         target = Path(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        except OSError as error:
+            raise CrocodilError(
+                f"{target.parent}: tokenised texts cannot be kept there ({error}); give another data.cache"
+            ) from None
         try:
             written, old = beside / "new", itertools.count()
             written.mkdir()

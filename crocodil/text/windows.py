@@ -90,8 +90,10 @@ class Windows:
         """Whole batches of `size` samples in an epoch.
 
         Raises:
-            CrocodilError: not even one.
+            CrocodilError: not even one, or `size` below 1.
         """
+        if size < 1:
+            raise CrocodilError(f"a batch of {size} windows holds none; give batch_size 1 or more")
         if len(self) < size:
             raise CrocodilError(f"the texts give {len(self)} windows, a batch wants {size}; lower batch_size")
         return len(self) // size

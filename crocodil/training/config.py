@@ -14,7 +14,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -28,7 +28,16 @@ NEWEST = "newest"
 """What `--resume` without a directory stands for: the newest complete checkpoint of the run."""
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+# The reader makes dates of what looks like one, and follows brackets as deep as they go.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 _OVERRIDE = re.compile(r"(--)?[A-Za-z_][\w.]*=")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and leaves the exit code to the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CrocodilError(f"{COMMAND_LINE}: {message}; --help lists the options")
 
 
 class _Mismatch(Exception):
@@ -91,7 +100,7 @@ def parse_arguments(cls: type[C], argv: Sequence[str] | None, description: str) 
 
     `--print-config` writes the resolved configuration to stdout and leaves with exit code 0.
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = _Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file with the configuration")
     parser.add_argument(
         "--resume", metavar="DIR", nargs="?", const=NEWEST,
@@ -127,7 +136,7 @@ def _read_yaml(path: str) -> Mapping[str, Any]:
         raise CrocodilError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CrocodilError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise CrocodilError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
@@ -167,10 +176,7 @@ def _read_override(cls: type, override: str, leaves: dict[str, Any]) -> None:
             # The full key may be right but for its section, so all keys of the tree are candidates.
             raise _unknown(key, [f"{prefix}{known}" for known in hints] + _all_keys(cls, ""), COMMAND_LINE)
         hint = hints[name]
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
+    value = _scalar(text)
     section = _section(hint)
     if section is not None and not (value is None and _is_optional(hint)):
         inner = fields(section)[0].name
@@ -178,8 +184,16 @@ def _read_override(cls: type, override: str, leaves: dict[str, Any]) -> None:
     if _wants_text(hint) and not (value is None and _is_optional(hint)):
         value = text
     elif _is_tuple(hint) and isinstance(value, str | int | float) and text:
-        value = [yaml.safe_load(item) for item in text.split(",")]
+        value = [_scalar(item) for item in text.split(",")]
     leaves[key] = _typed(value, hint, key, COMMAND_LINE)
+
+
+def _scalar(text: str) -> Any:
+    """What YAML reads, or the text itself where that is no YAML; whether it will do is for its type to say."""
+    try:
+        return yaml.safe_load(text)
+    except _NOT_YAML:
+        return text
 
 
 def _build(cls: type[C], leaves: Mapping[str, Any], prefix: str, base: C | None, source: str) -> C:
@@ -213,7 +227,7 @@ def _build(cls: type[C], leaves: Mapping[str, Any], prefix: str, base: C | None,
 def _typed(value: Any, hint: Any, key: str, source: str) -> Any:
     try:
         return _convert(value, hint)
-    except _Mismatch:
+    except (_Mismatch, OverflowError):  # a whole number may be too large for a float
         message = f"{source}: {key} = {value!r}: expected {_describe(hint)}, found {_kind(value)}"
         raise CrocodilError(message) from None
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crocodil.errors import CrocodilError
+from crocodil.training.limits import require_at_least
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW remembers of one parameter; the flat key of each is `exp_avg/NAME` and so on."""
@@ -39,6 +40,15 @@ class OptimiserConfig:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     min_ratio: float = 0.1
     clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "lr", "weight_decay", "warmup_steps", section="optimiser.")
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.min_ratio <= 1:
+            raise CrocodilError(
+                f"optimiser: betas {list(self.betas)} must be from 0 to below 1, min_ratio {self.min_ratio} at most 1"
+            )
+        if not 0 < self.eps < math.inf or not self.clip_norm > 0:
+            raise CrocodilError(f"optimiser: eps {self.eps} and clip_norm {self.clip_norm} must be above 0")
 
 
 def learning_rate(step: int, config: OptimiserConfig, total_steps: int) -> float:

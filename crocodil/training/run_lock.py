@@ -35,12 +35,11 @@ def run_lock(run_dir: Path, group: ProcessGroup | None = None) -> Iterator[None]
     the time stamp of the lock file, is younger than five minutes.
 
     Raises:
-        CrocodilError: another run holds the directory; the message has its host, process id and start.
-        OSError: the directory cannot be written.
+        CrocodilError: another run holds the directory; the message has its host, process id and start. Or the
+            directory cannot be written.
     """
     lock: _Lock | None = None
     refusal: str | None = None
-    failure: OSError | None = None
     if rank_and_world(group)[0] == 0:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -48,10 +47,10 @@ def run_lock(run_dir: Path, group: ProcessGroup | None = None) -> Iterator[None]
         except CrocodilError as error:
             refusal = str(error)
         except OSError as error:
-            refusal, failure = f"{run_dir}: the run directory cannot be written: {error}", error
+            refusal = f"{run_dir}: the run directory cannot be written ({error}); give another run="
     try:
         if refusal := broadcast(refusal, group):
-            raise failure or CrocodilError(refusal)
+            raise CrocodilError(refusal)
         yield
     finally:
         if lock is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from crocodil.errors import CrocodilError
 from crocodil.training.checkpoints import latest, require_complete
 from crocodil.training.config import NEWEST
 from crocodil.training.engine import STATE
-from crocodil.training.ranks import broadcast
+from crocodil.training.ranks import broadcast, rank_and_world
 from crocodil.training.state import load_values
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ def find_start(run: Path, resume: str | None, corpus: str) -> Start:
 
     Args:
         run: the run's folder.
-        resume: None, `newest`, or the path of one checkpoint.
+        resume: None, `newest` (a warning says so where there is none and the run begins at nothing), or the path of
+            one checkpoint.
         corpus: digest of the training texts: the order of samples, and so the meaning of a step, depends on them.
 
     Raises:
@@ -44,6 +48,8 @@ def find_start(run: Path, resume: str | None, corpus: str) -> Start:
         return Start(None)
     checkpoint = latest(run) if resume == NEWEST else Path(resume)
     if checkpoint is None:
+        if rank_and_world()[0] == 0:
+            _log.warning("%s: no complete checkpoint to resume from; the run begins at step 0", run)
         return Start(None)
     require_complete(checkpoint)
     values = load_values(checkpoint, STATE.format(rank=0))

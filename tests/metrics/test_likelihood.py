@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from crocodil.demasker.loss import Losses
+from crocodil.errors import CrocodilError
 from crocodil.metrics.likelihood import score_levels
 
 
@@ -47,6 +48,11 @@ def test_every_level_of_every_k_is_asked_for_and_named() -> None:
 def test_where_nothing_is_masked_nothing_is_scored() -> None:
     (score,) = score_levels(lambda t, k: [record([0.0], [0.0], [0])], [0.0], [0])
     assert score.tokens == 0 and math.isfinite(score.cross_entropy) and math.isfinite(score.top1)
+
+
+def test_no_text_has_no_score() -> None:
+    with pytest.raises(CrocodilError, match="no text to score"):
+        score_levels(lambda t, k: [], [0.5], [0])
 
 
 def test_no_gradient_is_kept() -> None:

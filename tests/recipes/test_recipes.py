@@ -14,7 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from crocodil.errors import CrocodilError
+from crocodil.training.config import load_config
 from crocodil.training.log import read_metrics
+from recipes.cache_registers import CacheRecipe
+from recipes.train_base import BaseRecipe
+from recipes.train_demasker import DemaskerRecipe
 
 ROOT = Path(__file__).parents[2]
 TINY_DATA = [
@@ -165,6 +170,25 @@ def test_the_export_opens_and_writes(one_rank: Path) -> None:
     assert isinstance(model.decode(registers, nfe=2)[0], str)
 
 
+def test_registers_are_cached_as_they_are_encoded(texts: Path, one_rank: Path, tmp_path: Path) -> None:
+    """Two processes write the shards; a second run finds nothing to do."""
+    import crocodil
+    from crocodil.registers.cache import RegisterCache
+
+    model = crocodil.load(str(one_rank / "export"))
+    out = tmp_path / "registers"
+    about = [f"out={out}", f"model={one_rank / 'export'}", *common(texts, tmp_path / "run")[:2],
+             "data.lengths=[32]", "data.held_out=0.2", "shard_samples=20"]  # fmt: skip
+    assert "nothing was written" in launch("cache_registers.py", "cpu.yaml", *about, "dry_run=true").stdout
+    assert not out.exists()
+    launch("cache_registers.py", "cpu2.yaml", *about)
+    cache = RegisterCache(out, model.fingerprint)
+    assert len(cache) > 40 and cache.spec.shards > 2
+    ids = [[i for i in cache.window(n)[1:] if i != model.vocabulary.eos_id] for n in (0, 25, len(cache) - 1)]
+    expected = model.encode_ids(ids, 4)
+    assert (cache.read([0, 25, len(cache) - 1]) - expected).abs().max() < 2e-3 * expected.abs().max()
+
+
 def test_the_recipe_goes_on_from_a_finished_model(texts: Path, one_rank: Path, tmp_path: Path) -> None:
     launch("train_demasker.py", "cpu.yaml", f"run={tmp_path / 'run'}", f"start={one_rank / 'export'}",
            *common(texts, tmp_path / "run"), *TINY_DEMASKER[5:], "encoder_steps=0", "steps=1", "grow_to=8")  # fmt: skip
@@ -173,6 +197,8 @@ def test_the_recipe_goes_on_from_a_finished_model(texts: Path, one_rank: Path, t
 
     model = crocodil.load(str(tmp_path / "run" / "export"))
     assert model.K == 8 and model.encode("x = 1\n").k == 8
+    made = json.loads((tmp_path / "run" / "export" / "training.json").read_text())["config"]
+    assert (made["K"], made["encoder_shape"]["hidden_size"], made["demasker"]) == (8, 24, None)
 
 
 @pytest.mark.parametrize(
@@ -197,16 +223,59 @@ def test_a_bad_configuration_is_one_line(
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        *((f"{name}=0", name) for name in ("batch_size", "steps", "log_every", "validate_every", "save_every", "keep")),
+        ("batch_size=-2", "batch_size"),
+        ("validation_texts=0", "validation_texts"),
+        ("row_tokens=100", "row_tokens"),
+        ("data.lengths=[]", "data.lengths"),
+        ("data.lengths=2", "data.lengths"),
+        ("seed=99999999999999999999", "seed"),
+        ("seed=-1", "seed"),
+        ("ema=1", "ema"),
+        ("tracker=banana", "tensorboard"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("recipe", [BaseRecipe, DemaskerRecipe])
+def test_numbers_that_no_run_can_use_are_refused(recipe: type, override: str, message: str) -> None:
+    with pytest.raises(CrocodilError, match=message):
+        load_config(recipe, None, [override])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        (BaseRecipe, ["shape.n_heads=0"], "shape.n_heads"),
+        (BaseRecipe, ["shape.n_layers=0"], "shape.n_layers"),
+        (BaseRecipe, ["shape.rope_theta=0"], "shape.rope_theta"),
+        (BaseRecipe, ["shape.d_model=32", "shape.n_heads=5"], "multiple"),
+        (BaseRecipe, ["shape.d_model=32", "shape.n_heads=32"], "multiple"),
+        (DemaskerRecipe, ["encoder_shape.hidden_size=0"], "encoder_shape.hidden_size"),
+        (DemaskerRecipe, ["encoder_shape.num_attention_heads=5"], "multiple"),
+        (DemaskerRecipe, ["encoder_shape.num_key_value_heads=3"], "multiple"),
+        *((DemaskerRecipe, [f"export_dtype={name}"], "bfloat16") for name in ("banana", "load", "int8", "")),
+        *((DemaskerRecipe, [f"suffix_from={place}"], "suffix_from") for place in (-1, 0)),
+        (DemaskerRecipe, ["corruption.register_noise.cosine=0", "noise_from=9"], "cosine"),
+        (DemaskerRecipe, ["encoder_steps=-1"], "encoder_steps"),
+        (DemaskerRecipe, ["K=5"], "power of two"),
+    ],
+)
+def test_settings_whose_export_could_not_be_loaded_are_refused(
+    recipe: type, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(CrocodilError, match=message):
+        load_config(recipe, None, overrides)
+
+
 def test_every_shipped_configuration_is_valid() -> None:
+    recipes = {"base": BaseRecipe, "registers": CacheRecipe}
     for file in sorted((ROOT / "recipes" / "configs").glob("*.yaml")):
-        recipe = "train_base.py" if "base" in file.stem else "train_demasker.py"
-        done = subprocess.run(
-            [sys.executable, f"recipes/{recipe}", "--config", str(file), "--print-config"],
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{file}: {done.stderr[-500:]}"
-        assert "batch_size" in done.stdout
-        json.dumps(done.stdout)
+        recipe = next((recipes[word] for word in recipes if word in file.stem), DemaskerRecipe)
+        load_config(recipe, file, [])
+        command = next(line for line in file.read_text().splitlines() if "accelerate launch" in line)
+        assert f"--config recipes/configs/{file.name}" in command, "a configuration states its command"
 
 
 GOLDEN_BASE = [6.970846176147461, 5.009307384490967, 4.769279479980469]

@@ -11,6 +11,7 @@ import torch
 from crocodil.errors import CrocodilError
 from crocodil.registers.geometry import (
     NestedDropout,
+    RegisterNoise,
     draw_k,
     group_ends,
     group_sizes,
@@ -82,10 +83,11 @@ def test_noise_std_from_cosine() -> None:
     assert noise_std(math.sqrt(0.5)) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("cosine", [0.0, -0.5, 1.01])
+@pytest.mark.parametrize("cosine", [0.0, -0.5, 1.01, math.nan])
 def test_impossible_cosines_are_refused(cosine: float) -> None:
-    with pytest.raises(CrocodilError, match=r"must be in \(0, 1\]"):
-        noise_std(cosine)
+    for make in (noise_std, RegisterNoise):
+        with pytest.raises(CrocodilError, match=r"must be in \(0, 1\]"):
+            make(cosine)
 
 
 @pytest.mark.parametrize("cosine", [0.5, 0.8, 0.95])

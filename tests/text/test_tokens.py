@@ -67,6 +67,12 @@ def test_stale_and_damaged_folders_are_refused(corpus, vocabulary, other_vocabul
         TokenisedCorpus.load(folder, vocabulary)
 
 
+def test_a_file_in_place_of_the_cache_is_named(corpus, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CrocodilError, match=r"file: tokenised texts cannot be kept there .*data\.cache"):
+        corpus.save(tmp_path / "file" / "train")
+
+
 def test_nothing_to_tokenise_is_refused(vocabulary):
     with pytest.raises(CrocodilError, match="no document"):
         tokenise([], vocabulary)

@@ -94,6 +94,9 @@ def test_bad_settings_and_indices_are_refused():
         with pytest.raises(CrocodilError):
             Windows(corpus(), **settings)
     windows = Windows(corpus(), (16,))
+    for size in (0, -2, len(windows) + 1):
+        with pytest.raises(CrocodilError, match="batch"):
+            windows.batches(size)
     for index in (-1, len(windows)):
         with pytest.raises(IndexError):
             windows.sample(index, 0)

@@ -82,6 +82,10 @@ def test_unknown_key_names_the_nearest_and_the_file(tmp_path: Path) -> None:
         ("optimiser=3", r"optimiser is a section; set one of its keys, as optimiser\.lr="),
         ("steps=null", r"expected int, found null"),
         ("steps", r"not key=value"),
+        ("widths=1,[", r"expected a list of int"),
+        ("widths=!!x y", r"expected a list of int"),
+        ("steps=2024-13-45", r"expected int, found str"),
+        (f"optimiser.lr=1{400 * '0'}", r"expected float, found int"),
     ],
 )
 def test_wrong_type_says_key_value_and_expectation_in_one_line(override: str, expected: str) -> None:
@@ -130,7 +134,15 @@ def test_yaml_builds_no_objects(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
-@pytest.mark.parametrize(("text", "expected"), [("- 1\n", "found a list"), ("a: [", "not valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- 1\n", "found a list"),
+        ("a: [", "not valid YAML"),
+        ("a: 2024-13-45", "not valid YAML"),
+        ("[" * 9999, "not valid"),
+    ],
+)
 def test_malformed_file_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(CrocodilError, match=expected) as caught:
         load_config(Recipe, written(tmp_path, text))
@@ -150,6 +162,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert parse_arguments(Recipe, ["--config", path], "").resume is None
     with pytest.raises(CrocodilError, match="unknown option '--resum'"):
         parse_arguments(Recipe, ["--config", path, "--resum"], "")
+    with pytest.raises(CrocodilError, match="command line: argument --config: expected one argument; --help"):
+        parse_arguments(Recipe, ["--config"], "")
     with pytest.raises(SystemExit) as left:
         parse_arguments(Recipe, ["--config", path, "--print-config", "steps=4"], "")
     assert left.value.code == 0

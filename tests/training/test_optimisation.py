@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -35,6 +37,18 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": -1.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"betas": (2.0, 2.0)}, {"eps": -1.0}, {"eps": 0.0},
+        {"weight_decay": -0.1}, {"warmup_steps": -1}, {"min_ratio": 2.0}, {"clip_norm": 0.0},
+    ],
+)  # fmt: skip
+def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(CrocodilError, match=rf"optimiser.*{next(iter(wrong))}"):
+        OptimiserConfig(**wrong)
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:

@@ -94,8 +94,8 @@ def test_a_lock_cut_short_does_not_block(tmp_path: Path) -> None:
         pass
 
 
-def test_an_unusable_directory_is_an_os_error(tmp_path: Path) -> None:
+def test_an_unusable_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError):
+    with pytest.raises(CrocodilError, match="file: the run directory cannot be written"):
         with run_lock(tmp_path / "file"):
             pass

@@ -1,0 +1,40 @@
+"""What the numbers of a recipe may be: refused before anything is read, not at the step that meets them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from crocodil.errors import CrocodilError
+
+LEAST_WINDOW = 3
+"""BOS, one token, EOS."""
+
+
+def require_at_least(least: int, config: Any, *names: str, section: str = "") -> None:
+    """Refuse a field of `config` that is below `least`, infinite or no number.
+
+    Args:
+        section: of the recipe, with its dot, for the message.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not least <= value < math.inf:
+            raise CrocodilError(f"{section}{name} is {value}; give {least} or more")
+
+
+def check_loop(recipe: Any) -> None:
+    """Check the fields that the recipes share."""
+    require_at_least(1, recipe, "steps", "batch_size", "row_tokens", "keep", "validation_texts")
+    require_at_least(1, recipe, "log_every", "validate_every", "save_every")
+    if not 0 <= recipe.seed < 2**63:  # torch takes 64 bits
+        raise CrocodilError(f"seed is {recipe.seed}; give 0 or more, below 2**63")
+    if not 0 <= recipe.ema < 1:
+        raise CrocodilError(f"ema is {recipe.ema}; give 0 for none, or a decay below 1")
+    lengths = recipe.data.lengths
+    if not lengths or min(lengths) < LEAST_WINDOW:
+        raise CrocodilError(f"data.lengths is {list(lengths)}; give windows of {LEAST_WINDOW} tokens or more")
+    if recipe.row_tokens < max(lengths):
+        raise CrocodilError(
+            f"row_tokens is {recipe.row_tokens}, the longest of data.lengths {max(lengths)}; a row must hold it"
+        )
