@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from crocodil.errors import CrocodilError
-from crocodil.sampler.reveal import schedule
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,13 @@ def draw(anchor: Anchor, logits_RV: Tensor, temperature: float) -> tuple[Tensor,
     return ids_R, logits_RV.softmax(dim=-1).gather(-1, ids_R[:, None])[:, 0]
 
 
+def spread(masked_B: Tensor, steps: int) -> Tensor:
+    """Tokens that each step reveals (B, steps): even shares, the remainder in the first steps."""
+    return masked_B[:, None] // steps + (
+        torch.arange(steps, device=masked_B.device) < masked_B[:, None] % steps
+    )
+
+
 @torch.no_grad()
 def plain_generate(
     model: Callable[[Tensor], Any],
@@ -76,7 +82,7 @@ def plain_generate(
     x_BN = torch.full((B, start + gen_length), mask_id, dtype=torch.long, device=prompt.device)
     x_BN[:, :start] = prompt
     for end in range(start + block_length, start + gen_length + 1, block_length):
-        count_BS = schedule((x_BN[:, end - block_length : end] == mask_id).sum(dim=1), steps // blocks)
+        count_BS = spread((x_BN[:, end - block_length : end] == mask_id).sum(dim=1), steps // blocks)
         for step in range(steps // blocks):
             is_masked_BN = x_BN == mask_id
             logits_BNV = model(x_BN).logits
