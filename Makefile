@@ -52,7 +52,7 @@ setup: $(DEV) ## create .venv with everything, at pinned versions
 # --- use ---
 
 autoencode: $(BASE) ## programs to registers and back, a report in outputs/; FILE=path.py for your own
-	@$(BIN)/crocodil autoencode $(FILE) --nfe 4,16,64 --report outputs/autoencode $(ARGS)
+	@$(BIN)/crocodil autoencode $(FILE) --nfe 4,8,32 --report outputs/autoencode $(ARGS)
 
 report: $(BASE) ## measure the bundled model on held-out programs: the paper's Table 1, in outputs/
 	@$(BIN)/crocodil evaluate --report outputs/evaluation $(ARGS)
