@@ -47,7 +47,7 @@ class TokenisedCorpus:
         return self.ids_T[self.offsets[index] : self.offsets[index + 1]]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the folder as a whole: beside it first, then renamed, replacing an earlier one.
+        """Write the folder as a whole: beside it first, then renamed, replacing another one.
 
         Raises:
             CrocodilError: the folder around it cannot be made or written.
@@ -72,9 +72,22 @@ class TokenisedCorpus:
                     os.rename(written, target)
                     break
                 except OSError:
+                    # whole and the same: somebody may be reading it already
+                    if self._is_in(target):
+                        break
                     os.rename(target, beside / str(next(old)))
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+    def _is_in(self, folder: Path) -> bool:
+        """Whether a folder holds this very corpus, undamaged."""
+        try:
+            digest = json.loads((folder / "corpus.json").read_text("utf-8"))["digest"]
+            ids_T = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
+            offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+            return digest == self.digest and len(ids_T) == offsets[-1] and len(offsets) == len(self.offsets)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     @classmethod
     def load(
@@ -130,7 +143,10 @@ def tokenise(documents: Iterable[Document], vocabulary: Vocabulary) -> Tokenised
         lengths.extend(map(len, encoded))
         pieces.append(np.fromiter(itertools.chain.from_iterable(encoded), dtype, sum(map(len, encoded))))
     if not names:
-        raise CrocodilError("there is no document to tokenise; check the source and its held-out share")
+        raise CrocodilError(
+            "there is no document to tokenise: the source is empty, or too small for its held-out share "
+            "(a few files want data.held_out=0.2)"
+        )
     offsets = np.cumsum(np.array(lengths, np.int64))
     return TokenisedCorpus(
         np.concatenate(pieces), offsets, tuple(names), vocabulary.fingerprint, digest.hexdigest()[:16]

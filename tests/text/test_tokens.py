@@ -31,7 +31,11 @@ def test_large_tables_take_wider_ids(vocabulary):
 
 def test_saved_corpus_is_mapped_and_the_same(corpus, vocabulary, tmp_path):
     corpus.save(tmp_path / "train")
-    corpus.save(tmp_path / "train")  # replaces
+    first = (tmp_path / "train").stat().st_ino
+    corpus.save(tmp_path / "train")  # as another process would that began at the same time
+    assert (tmp_path / "train").stat().st_ino == first, "somebody may be reading it"
+    (tmp_path / "train" / "ids.npy").unlink()
+    corpus.save(tmp_path / "train")  # replaces what is damaged
     again = TokenisedCorpus.load(tmp_path / "train", vocabulary, DOCUMENTS)
     assert isinstance(again.ids_T, np.memmap)
     assert np.array_equal(again.ids_T, corpus.ids_T) and np.array_equal(again.offsets, corpus.offsets)
