@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from crocodil.atomic import fsync
 from crocodil.errors import CrocodilError
 
 SHARD_BYTES = 5_000_000_000
@@ -72,13 +72,13 @@ def save_tensors(
             for name in names
         }
         save_file(values, folder / file, metadata={"format": "pt"})
-        flush(folder / file)
+        fsync(folder / file)
         weight_map.update(dict.fromkeys(names, file))
     if len(shards) > 1:
         total = sum(_bytes(tensor, dtype) for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        flush(folder / _INDEX)
+        fsync(folder / _INDEX)
 
 
 def load_tensors(
@@ -237,15 +237,6 @@ def _finite(number: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{number} is no finite number")
     return value
-
-
-def flush(path: Path) -> None:
-    """To the disk, file or directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _shards(

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
+from crocodil.atomic import fsync
 from crocodil.demasker.llada import LLaDA, LLaDAConfig
 from crocodil.demasker.shards import (
     SHARD_BYTES,
     StoredTensor,
     checkpoint_folder,
-    flush,
     list_tensors,
     read_json,
     read_tensors,
@@ -104,7 +104,7 @@ def save_llada(
         (folder / "config.json").write_text(
             json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8"
         )
-        flush(folder / "config.json")
+        fsync(folder / "config.json")
 
 
 def _account(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor], folder: Path) -> None:
@@ -144,8 +144,8 @@ def _appearing(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        flush(temporary)
+        fsync(temporary)
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    flush(path.parent)
+    fsync(path.parent)

@@ -62,12 +62,10 @@ def ddim(
         raise CrocodilError(f"denoising starts at a noise level above 0 and at most 1, not {start}")
     offsets_K = offsets_K.double().to(noisy_BKD.device)
     end = -float(offsets_K.max())
-    x = noisy_BKD
-    B = len(x)
-    level_BK = (torch.full((B, 1), start, dtype=torch.float64, device=x.device) + offsets_K).clamp(0.0, 1.0)
+    at = lambda base: (base + offsets_K).clamp(0.0, 1.0).expand(len(noisy_BKD), -1)  # noqa: E731
+    x, level_BK = noisy_BKD, at(start)
     for step in range(steps):
-        base = end + (start - end) * (steps - step - 1) / steps
-        next_BK = (torch.full((B, 1), base, dtype=torch.float64, device=x.device) + offsets_K).clamp(0.0, 1.0)
+        next_BK = at(end + (start - end) * (steps - step - 1) / steps)
         clean = denoise(x, level_BK)
         now, then = signal(level_BK)[..., None], signal(next_BK)[..., None]
         then = torch.where(next_BK[..., None] == 0, torch.ones_like(then), then)
