@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crocodil.errors import CrocodilError
@@ -19,16 +20,22 @@ from crocodil.errors import CrocodilError
 if TYPE_CHECKING:
     from crocodil.model import Model
     from crocodil.registers.registers import Registers
+    from crocodil.synthesis import Generated
 
 __version__ = "0.1.0"
-__all__ = ["CrocodilError", "Model", "Registers", "autoencode", "decode", "encode", "interpolate", "load"]
+__all__ = [
+    "CrocodilError", "Generated", "Model", "Registers", "autoencode", "decode", "encode", "generate", "interpolate",
+    "load", "vary",
+]  # fmt: skip
 
 
-def load(path_or_repo: str = "bundled", device: str | None = None) -> Model:
+def load(
+    path_or_repo: str = "bundled", device: str | None = None, denoisers: Sequence[str | Path] = ()
+) -> Model:
     """Load a model: the bundled one, a folder, or a hub id. See `crocodil.model.load`."""
     from crocodil.model import load
 
-    return load(path_or_repo, device)
+    return load(path_or_repo, device, denoisers)
 
 
 @lru_cache(maxsize=1)
@@ -86,6 +93,19 @@ def interpolate(
     return _chosen(model).interpolate(a, b, alphas, k, **decoding)
 
 
+def generate(n: int = 1, *, model: Model | None = None, **options: Any) -> list[Generated]:
+    """New texts out of noise (CRoCoDiL Alg. 2, 3); options method, nfe, length, prompt, template, …: see
+    `crocodil.synthesis.generate`."""
+    return _chosen(model).generate(n, **options)
+
+
+def vary(
+    text: str, strength: float = 0.5, n: int = 1, *, model: Model | None = None, **options: Any
+) -> list[Generated]:
+    """Texts near a given one: registers noised to level `strength`, denoised, decoded. See `crocodil.synthesis.vary`."""
+    return _chosen(model).vary(text, strength, n, **options)
+
+
 def __getattr__(name: str) -> Any:
     # torch is imported with the first thing that needs it, so that `crocodil --help` does not wait for it
     if name == "Model":
@@ -96,4 +116,8 @@ def __getattr__(name: str) -> Any:
         from crocodil.registers.registers import Registers
 
         return Registers
+    if name == "Generated":
+        from crocodil.synthesis import Generated
+
+        return Generated
     raise AttributeError(f"module 'crocodil' has no attribute {name!r}")

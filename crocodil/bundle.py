@@ -29,18 +29,11 @@ from transformers import Qwen3Config, Qwen3Model
 from crocodil.autoencoder import Autoencoder
 from crocodil.demasker.guided import GuideConfig, GuidedDemasker, Layout
 from crocodil.demasker.llada import LLaDA
-from crocodil.demasker.shards import (
-    StoredTensor,
-    list_file,
-    list_tensors,
-    read_json,
-    read_tensors,
-    save_tensors,
-)
 from crocodil.demasker.weights import load_llada, save_llada
 from crocodil.errors import CrocodilError
 from crocodil.registers.encoder import RegisterEncoder, Scale
 from crocodil.registers.geometry import RegisterNoise, check_count
+from crocodil.shards import read_json, read_matching, save_tensors
 from crocodil.text.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -367,11 +360,7 @@ def _load_backbone(folder: Path) -> Qwen3Model:
             raise CrocodilError(f"{file}: {name} is {number!r}, not a positive number; copy the model again")
     with _blaming(file), torch.device("meta"):
         backbone = Qwen3Model(Qwen3Config(**values))
-    stored = list_tensors(folder)
-    _account(backbone.state_dict(), stored, folder)
-    tensors = read_tensors(folder, stored, torch.float32, "cpu")
-    _refuse_non_finite(tensors, folder)
-    backbone.load_state_dict(tensors, assign=True)
+    backbone.load_state_dict(read_matching(folder, backbone.state_dict()), assign=True)
     backbone.rotary_emb = type(backbone.rotary_emb)(backbone.config)  # its angles are in no file
     return backbone
 
@@ -385,34 +374,10 @@ def _save_extra(tensors: Mapping[str, torch.Tensor], file: Path, dtype: torch.dt
 
 
 def _load_extra(file: Path, parameters: Mapping[str, torch.Tensor]) -> None:
-    stored = list_file(file)
-    _account(parameters, stored, file)
-    tensors = read_tensors(file.parent, stored, torch.float32, "cpu")
-    _refuse_non_finite(tensors, file)
+    tensors = read_matching(file, parameters)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-
-
-def _account(wanted: Mapping[str, torch.Tensor], found: Mapping[str, StoredTensor], where: Path) -> None:
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or extra:
-        what = f"lacks {missing[0]}" if missing else f"has a tensor that does not belong, {extra[0]}"
-        raise CrocodilError(
-            f"{where} {what} ({len(missing)} missing, {len(extra)} extra); copy the model again"
-        )
-    for name, tensor in wanted.items():
-        if tensor.shape != found[name].shape:
-            raise CrocodilError(
-                f"{where}: {name} has shape {tuple(found[name].shape)}, the model wants {tuple(tensor.shape)}; "
-                "the config belongs to other weights"
-            )
-
-
-def _refuse_non_finite(tensors: Mapping[str, torch.Tensor], where: Path) -> None:
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise CrocodilError(f"{where}: {name} contains NaN or infinity; copy or train the model again")
 
 
 @contextmanager

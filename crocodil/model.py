@@ -10,17 +10,22 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from crocodil.attention import Segments
 from crocodil.autoencoder import Autoencoder
 from crocodil.bundle import load_autoencoder, read_index, resolve
+from crocodil.denoiser.weights import Denoisers, open_denoisers
 from crocodil.errors import CrocodilError
 from crocodil.registers.registers import Registers
 from crocodil.sampler.demask import Step, demask
 from crocodil.text.vocabulary import Vocabulary
 from crocodil.text.windows import split_text
+
+if TYPE_CHECKING:
+    from crocodil.synthesis import Generated
 
 NFE = 16
 ROW_TOKENS = 8192
@@ -32,15 +37,22 @@ class Model:
 
     Args:
         window: longest window in tokens that the model was trained with; a text, BOS and EOS must fit in it.
+        denoiser_folders: denoisers of its registers, loaded when they are first asked for.
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, vocabulary: Vocabulary, window: int, name: str = "model"
+        self,
+        autoencoder: Autoencoder,
+        vocabulary: Vocabulary,
+        window: int,
+        name: str = "model",
+        denoiser_folders: Sequence[Path] = (),
     ) -> None:
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.vocabulary = vocabulary
         self.window = window
         self.name = name
+        self._denoiser_folders = tuple(denoiser_folders)
 
     @property
     def K(self) -> int:
@@ -55,6 +67,11 @@ class Model:
     @property
     def device(self) -> torch.device:
         return self.autoencoder.demasker.boundaries.device
+
+    @cached_property
+    def denoisers(self) -> Denoisers:
+        """What makes registers out of noise."""
+        return open_denoisers(self._denoiser_folders, self.fingerprint, self.device)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -111,6 +128,26 @@ class Model:
         return out
 
     @torch.no_grad()
+    def encode_partial(self, ids_BN: torch.Tensor, is_masked_BN: torch.Tensor, k: int) -> torch.Tensor:
+        """Registers (B, k, D), float32 on the model's device, of windows that are known in part: h(x^(r)).
+
+        The whole window is read, tail included, so that nothing tells how long the text is; only BOS is left out, as
+        in every text the encoder was trained on. EOS and the suffix stand behind the window.
+
+        Args:
+            ids_BN: windows `BOS text EOS EOS…`; what is masked may hold anything.
+            is_masked_BN: positions that nobody may see.
+        """
+        B, N = ids_BN.shape
+        z = self.autoencoder.encoder(
+            ids_BN[:, 1:].flatten(),
+            Segments.of([N - 1] * B, ids_BN.device),
+            [k] * B,
+            is_masked_T=is_masked_BN[:, 1:].flatten(),
+        )
+        return z.float().unflatten(0, (B, k))
+
+    @torch.no_grad()
     def decode(
         self,
         registers: Registers,
@@ -142,10 +179,7 @@ class Model:
             CrocodilError: registers of another encoder, NaN, or arguments out of range; before anything is computed.
         """
         values = self._check(registers)
-        longest = self.autoencoder.demasker.llada.config.max_sequence_length
-        length = self.window if length is None else length
-        if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= longest:
-            raise CrocodilError(f"length must be a whole number between 1 and {longest}, not {length!r}")
+        length = self.resolve_length(length)
         if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
             raise CrocodilError(f"temperature = {temperature!r}: it must be 0 or a positive number")
         for name, value in {
@@ -158,8 +192,9 @@ class Model:
         rows_V = self.vocabulary.size
         places = [place for windows in registers.windows for place in range(windows)]
         pieces: list[str] = []
-        for start in range(0, len(values), max(1, ROW_TOKENS // length)):
-            z_BKD = values[start : start + max(1, ROW_TOKENS // length)].to(self.device)
+        size = self.texts_per_batch(length)
+        for start in range(0, len(values), size):
+            z_BKD = values[start : start + size].to(self.device)
             # spare rows of a padded table stand for nothing, so they are never predicted
             predict = lambda ids, rows, z=z_BKD: self.autoencoder.demasker.logits(ids, rows, z)[:, :rows_V]  # noqa: E731
             result = demask(
@@ -214,6 +249,34 @@ class Model:
         first, second = (self.encode(text, k, truncate=truncate, split=split) for text in (a, b))
         return [self.decode(first.mix(second, alpha), **decoding)[0] for alpha in steps]  # type: ignore[arg-type]
 
+    def generate(self, n: int = 1, **options: Any) -> list[Generated]:
+        """New texts out of noise (Alg. 2, 3); see `crocodil.synthesis.generate`."""
+        from crocodil.synthesis import generate
+
+        return generate(self, n, **options)
+
+    def vary(self, text: str, strength: float = 0.5, n: int = 1, **options: Any) -> list[Generated]:
+        """Texts near a given one; see `crocodil.synthesis.vary`."""
+        from crocodil.synthesis import vary
+
+        return vary(self, text, strength, n, **options)
+
+    def resolve_length(self, length: int | None) -> int:
+        """Positions of a window, the model's if left out.
+
+        Raises:
+            CrocodilError: more than the demasker can hold, or no whole number.
+        """
+        longest = self.autoencoder.demasker.llada.config.max_sequence_length
+        length = self.window if length is None else length
+        if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= longest:
+            raise CrocodilError(f"length must be a whole number between 1 and {longest}, not {length!r}")
+        return length
+
+    def texts_per_batch(self, length: int) -> int:
+        """Windows of `length` positions that the demasker writes at a time."""
+        return max(1, ROW_TOKENS // length)
+
     def _pieces(self, text: str, truncate: bool, split: bool) -> list[list[int]]:
         """Ids of the windows of one text."""
         if split:
@@ -244,11 +307,16 @@ class Model:
         return registers.values_WKD.float()
 
 
-def load(path_or_repo: str | Path = "bundled", device: str | torch.device | None = None) -> Model:
+def load(
+    path_or_repo: str | Path = "bundled",
+    device: str | torch.device | None = None,
+    denoisers: Sequence[str | Path] = (),
+) -> Model:
     """Load a model: `bundled` (the nano model that comes with the package), a folder, or a hub id.
 
     Args:
         device: a GPU where there is one, if left out.
+        denoisers: exports of train_denoiser.py to use instead of those in the model's own `denoiser/`.
 
     Raises:
         CrocodilError: the model is missing, damaged, or its parts do not belong together.
@@ -264,7 +332,8 @@ def load(path_or_repo: str | Path = "bundled", device: str | torch.device | None
         ) from None
     folder = resolve(path_or_repo)
     autoencoder, vocabulary = load_autoencoder(folder, device=device)
-    return Model(autoencoder, vocabulary, read_index(folder).window, str(path_or_repo))
+    folders = [Path(name) for name in denoisers] or sorted((folder / "denoiser").glob("*/"))
+    return Model(autoencoder, vocabulary, read_index(folder).window, str(path_or_repo), folders)
 
 
 def _several(texts: str | Sequence[str]) -> list[str]:

@@ -62,6 +62,7 @@ def main() -> None:
     config = parse_arguments(CacheRecipe, None, __doc__ or "").config
     ranks = accelerator(config.out, "no", None)
     cache(config, ranks)
+    ranks.end_training()
 
 
 def cache(config: CacheRecipe, ranks: Accelerator) -> None:

@@ -32,7 +32,7 @@ from crocodil.training.checkpoints import checkpoint_name, prune, publishing
 from crocodil.training.config import flat, parse_arguments, save_config
 from crocodil.training.deal import deal
 from crocodil.training.engine import Engine
-from crocodil.training.limits import check_loop, require_at_least
+from crocodil.training.limits import check_loop, check_rows, require_at_least
 from crocodil.training.log import MetricsLog, Progress
 from crocodil.training.optimisation import OptimiserConfig
 from crocodil.training.randomness import generator
@@ -98,6 +98,7 @@ class BaseRecipe:
 
     def __post_init__(self) -> None:
         check_loop(self)
+        check_rows(self)
 
 
 def main() -> None:
@@ -106,6 +107,7 @@ def main() -> None:
     ranks = accelerator(config.run, config.precision, config.tracker)
     with run_lock(run):
         train(config, run, ranks, arguments.resume)
+    ranks.end_training()
 
 
 def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:
@@ -204,7 +206,6 @@ def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None)
             if ranks.is_main_process:
                 save_unguided(directory, module.llada, vocabulary)
         progress.say(f"exported to {run / 'export'}")
-    ranks.end_training()
 
 
 def cost(config: LLaDAConfig, batches: list[MaskedTexts]) -> tuple[int, float]:

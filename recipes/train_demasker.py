@@ -33,7 +33,7 @@ from crocodil.training.checkpoints import checkpoint_name, prune, publishing
 from crocodil.training.config import flat, parse_arguments, save_config
 from crocodil.training.deal import deal
 from crocodil.training.engine import Engine
-from crocodil.training.limits import check_loop, require_at_least
+from crocodil.training.limits import check_loop, check_rows, require_at_least
 from crocodil.training.log import MetricsLog, Progress
 from crocodil.training.optimisation import OptimiserConfig
 from crocodil.training.randomness import generator
@@ -123,6 +123,7 @@ class DemaskerRecipe:
 
     def __post_init__(self) -> None:
         check_loop(self)
+        check_rows(self)
         require_at_least(0, self, "noise_from", "encoder_steps")
         check_count(self.K)
         if self.suffix_from is not None:
@@ -135,6 +136,7 @@ def main() -> None:
     ranks = accelerator(config.run, config.precision, config.tracker)
     with run_lock(Path(config.run)):
         train(config, Path(config.run), ranks, arguments.resume)
+    ranks.end_training()
 
 
 def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:
@@ -254,7 +256,6 @@ def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | N
                     trained={"recipe": "train_demasker", "steps": step, "config": record},
                 )
         progress.say(f"exported to {run / 'export'}")
-    ranks.end_training()
 
 
 def family(name: str) -> str:

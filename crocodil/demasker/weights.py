@@ -17,7 +17,8 @@ import torch
 
 from crocodil.atomic import fsync
 from crocodil.demasker.llada import LLaDA, LLaDAConfig
-from crocodil.demasker.shards import (
+from crocodil.errors import CrocodilError
+from crocodil.shards import (
     SHARD_BYTES,
     StoredTensor,
     checkpoint_folder,
@@ -27,7 +28,6 @@ from crocodil.demasker.shards import (
     save_tensors,
     some,
 )
-from crocodil.errors import CrocodilError
 
 _TABLE, _HEAD = "model.transformer.wte.weight", "model.transformer.ff_out.weight"
 

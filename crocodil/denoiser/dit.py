@@ -10,7 +10,7 @@ Shape letters: B samples, K registers, D register width, M registers of the cond
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ class DenoiserConfig:
     """Sizes of a denoiser."""
 
     K: int
-    """Registers that it makes."""
+    """Registers that it makes at most."""
     D: int
     """Width of a register."""
     width: int
@@ -143,22 +143,34 @@ class Denoiser(nn.Module):
     def parameters_in_all(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
+    @torch.no_grad()
+    def grow(self, K: int) -> None:
+        """Make K registers instead of fewer: a new one begins with the mean of the places that there are."""
+        if K < self.config.K:
+            raise CrocodilError(f"a denoiser of {self.config.K} registers does not shrink to {K}")
+        new = self.place.mean(dim=0, keepdim=True).expand(K - self.config.K, -1)
+        self.place = nn.Parameter(torch.cat([self.place, new]))
+        self.config = replace(self.config, K=K)
+
     def forward(self, z_BKD: Tensor, s_BK: Tensor, condition_BMD: Tensor | None = None) -> Tensor:
         """Clean registers (B, K, D) out of noisy ones.
 
         Args:
-            z_BKD: noisy registers, the first K of an encoder.
+            z_BKD: noisy registers, the first of an encoder; fewer than the K of its config, for a denoiser that was
+                trained with nested dropout.
             s_BK: noise level of each, 0 clean … 1 noise.
-            condition_BMD: registers of the partly known text, M ≤ K; for a conditional denoiser, and only for one.
+            condition_BMD: registers of the partly known text, M of them up to the config's K; for a conditional
+                denoiser, and only for one.
 
         Raises:
             CrocodilError: a shape that does not belong to this denoiser.
         """
         config = self.config
-        if z_BKD.shape[1:] != (config.K, config.D) or s_BK.shape != z_BKD.shape[:2]:
+        k = z_BKD.shape[1]
+        if not 1 <= k <= config.K or z_BKD.shape[2] != config.D or s_BK.shape != z_BKD.shape[:2]:
             raise CrocodilError(
                 f"registers {tuple(z_BKD.shape)} with noise levels {tuple(s_BK.shape)}: this denoiser wants "
-                f"(B, {config.K}, {config.D}) and (B, {config.K})"
+                f"(B, k, {config.D}) and (B, k), k up to {config.K}"
             )
         if (condition_BMD is not None) != config.conditional:
             has = (
@@ -169,7 +181,7 @@ class Denoiser(nn.Module):
             raise CrocodilError(f"this denoiser {has}")
         dtype = self.read.weight.dtype
         place = self.place.to(dtype)
-        x = self.read(z_BKD.to(dtype)) + place
+        x = self.read(z_BKD.to(dtype)) + place[:k]
         time = self.time(time_embedding(s_BK).to(dtype))
         level = self.level(time).unflatten(-1, (6, config.width))
         memory = None

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from transformers import Qwen3Config
 
 from crocodil.demasker.llada import LLaDAConfig
+from crocodil.denoiser.dit import TIME_CHANNELS, DenoiserConfig
 
 
 def demasker_flops(
@@ -32,3 +33,16 @@ def encoder_flops(config: Qwen3Config, lengths: Sequence[int], k: Sequence[int])
     matrices = 2 * (2 * D * queries + 2 * D * keys + 3 * D * M)
     totals = [n + registers for n, registers in zip(lengths, k, strict=True)]
     return float(config.num_hidden_layers * sum(matrices * n + 2 * queries * n * n for n in totals))
+
+
+def denoiser_flops(config: DenoiserConfig, samples: int, k: int) -> float:
+    """One forward over k registers of each sample; a conditional denoiser looks at k registers of the condition."""
+    D, W = config.D, config.width
+    matrices = 2 * (4 * W * W + 2 * config.mlp_ratio * W * W)
+    pairs = 4 * W * k * k
+    ends = 2 * (2 * D * W + TIME_CHANNELS * W + W * W + 6 * W * W)
+    if config.conditional:
+        matrices += 2 * 4 * W * W
+        pairs *= 2
+        ends += 2 * (D * W + W * W)
+    return float(samples) * (config.layers * (k * matrices + pairs) + k * ends)

@@ -57,6 +57,7 @@ def demask(
     temperature: float = 0.0,
     remasking: Literal["low_confidence", "random"] = "low_confidence",
     renoise: bool = False,
+    eos_id: int | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Demasked:
@@ -86,6 +87,8 @@ def demask(
         remasking: how the positions of a step are chosen.
         renoise: mask the estimate anew instead of keeping what is revealed. Fewer calls than `nfe` are made
             when chance leaves nothing masked.
+        eos_id: a row that is complete up to this token needs no more steps: what is still masked behind it becomes
+            this token too. The text before it is what it would have been. Not with `renoise`, which takes tokens back.
         generator: where random numbers come from: one for the batch (None is torch's own), or one per row,
             with which a row's text does not depend on its neighbours. Greedy `low_confidence` draws none.
         on_step: called after every step.
@@ -96,6 +99,8 @@ def demask(
     slot_BN = x_BN == mask_id
     slots_B = slot_BN.sum(dim=1).cpu()
     block_size = _check(slots_B, mask_id, nfe, block_size, temperature, remasking)
+    if renoise and eos_id is not None:
+        raise CrocodilError("renoise masks texts anew that an early end takes for complete: leave out eos_id")
     numbers = _Numbers(generator, slot_BN)
     spread = plan(slots_B, nfe, block_size)
     block_BS, count_BS, t_BS = (
@@ -138,8 +143,17 @@ def demask(
             revealed_BN = choose(confidence_BN, rows_BN, count_BS[:, step])
             ids_BN = torch.where(revealed_BN, estimate_BN, ids_BN)
         steps_BN = steps_BN.masked_fill(revealed_BN, step)
+
+        # 4. a text that has reached its end is complete
+        if eos_id is not None:
+            is_masked_BN = ids_BN == mask_id
+            ended_B = ((ids_BN == eos_id) & (is_masked_BN.cumsum(dim=1) == 0)).any(dim=1)
+            tail_BN = is_masked_BN & ended_B[:, None]
+            ids_BN, steps_BN = ids_BN.masked_fill(tail_BN, eos_id), steps_BN.masked_fill(tail_BN, step)
         if on_step is not None:
             on_step(Step(step + 1, nfe, ids_BN, ids_BN == mask_id))
+        if eos_id is not None and not bool((ids_BN == mask_id).any()):
+            break
     return Demasked(ids_BN, calls, steps_BN)
 
 

@@ -24,13 +24,18 @@ def require_at_least(least: int, config: Any, *names: str, section: str = "") ->
 
 
 def check_loop(recipe: Any) -> None:
-    """Check the fields that the recipes share."""
-    require_at_least(1, recipe, "steps", "batch_size", "row_tokens", "keep", "validation_texts")
+    """Check the fields of the loop that all recipes share."""
+    require_at_least(1, recipe, "steps", "batch_size", "keep", "validation_texts")
     require_at_least(1, recipe, "log_every", "validate_every", "save_every")
     if not 0 <= recipe.seed < 2**63:  # torch takes 64 bits
         raise CrocodilError(f"seed is {recipe.seed}; give 0 or more, below 2**63")
     if not 0 <= recipe.ema < 1:
         raise CrocodilError(f"ema is {recipe.ema}; give 0 for none, or a decay below 1")
+
+
+def check_rows(recipe: Any) -> None:
+    """Check windows, and the rows they are packed into."""
+    require_at_least(1, recipe, "row_tokens")
     lengths = recipe.data.lengths
     if not lengths or min(lengths) < LEAST_WINDOW:
         raise CrocodilError(f"data.lengths is {list(lengths)}; give windows of {LEAST_WINDOW} tokens or more")

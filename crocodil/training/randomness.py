@@ -28,3 +28,10 @@ def generator(seed: int, epoch: int, sample_id: int, purpose: str) -> torch.Gene
     made = torch.Generator()
     made.manual_seed(draw_seed(seed, epoch, sample_id, purpose))
     return made
+
+
+def permutation(seed: int, epoch: int, samples: int) -> list[int]:
+    """The order in which an epoch goes through its samples."""
+    made = torch.Generator()
+    made.manual_seed(draw_seed(seed, epoch, -1, "order"))
+    return torch.randperm(samples, generator=made).tolist()

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from crocodil.demasker import shards
+from crocodil import shards
 from crocodil.demasker.llada import LLaDA, LLaDAConfig
-from crocodil.demasker.shards import load_tensors, save_tensors
 from crocodil.demasker.weights import load_llada, save_llada
 from crocodil.errors import CrocodilError
+from crocodil.shards import load_tensors, save_tensors
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "llada"
 TABLE, HEAD = "model.transformer.wte.weight", "model.transformer.ff_out.weight"

@@ -94,11 +94,11 @@ def test_recomputed_blocks_give_the_same_gradients() -> None:
 def test_wrong_shapes_are_refused() -> None:
     denoiser = make()
     for z, s in [
-        (registers(K=3), torch.zeros(3, 3)),
+        (registers(K=5), torch.zeros(3, 5)),
         (registers(), torch.zeros(3)),
         (registers(), torch.zeros(3, 3)),
     ]:
-        with pytest.raises(CrocodilError, match=r"wants \(B, 4, 6\)"):
+        with pytest.raises(CrocodilError, match=r"wants \(B, k, 6\)"):
             denoiser(z, s)
     with pytest.raises(CrocodilError, match="unconditional"):
         denoiser(registers(), torch.zeros(3, 4), registers())
@@ -106,6 +106,17 @@ def test_wrong_shapes_are_refused() -> None:
         make(replace(CONFIG, conditional=True))(registers(), torch.zeros(3, 4))
     with pytest.raises(CrocodilError, match="multiple of its 3 heads"):
         replace(CONFIG, heads=3)
+
+
+def test_a_grown_denoiser_makes_the_first_registers_as_before() -> None:
+    denoiser = make()
+    z, s = registers(), torch.rand(3, 4)
+    before = denoiser(z, s)
+    denoiser.grow(8)
+    assert torch.equal(denoiser(z, s), before)
+    assert denoiser(registers(K=8), torch.rand(3, 8)).shape == (3, 8, 6)
+    with pytest.raises(CrocodilError, match="does not shrink"):
+        denoiser.grow(4)
 
 
 def test_noise_levels_are_told_apart() -> None:

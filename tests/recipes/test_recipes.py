@@ -20,6 +20,8 @@ from crocodil.training.log import read_metrics
 from recipes.cache_registers import CacheRecipe
 from recipes.train_base import BaseRecipe
 from recipes.train_demasker import DemaskerRecipe
+from recipes.train_denoiser import DenoiserRecipe
+from recipes.train_judge import JudgeRecipe
 
 ROOT = Path(__file__).parents[2]
 TINY_DATA = [
@@ -34,6 +36,10 @@ TINY_BASE = [
     "steps=3", "optimiser.lr=0.003", *TINY_DATA,
 ]  # fmt: skip
 # Adam's first step is the sign of the gradient; with the usual eps, rounding alone would turn some signs.
+TINY_DENOISER = [
+    "preset=nano", "k=4", "steps=3", "batch_size=6", "micro_batch=2", "ema=0.5", "optimiser.lr=0.003",
+    "optimiser.eps=1e-4", "export_dtype=float32", "data.lengths=[32]", "data.held_out=0.2",
+]  # fmt: skip
 TINY_DEMASKER = [
     "encoder_shape.hidden_size=24", "encoder_shape.num_hidden_layers=1", "encoder_shape.num_attention_heads=2",
     "encoder_shape.num_key_value_heads=2", "encoder_shape.intermediate_size=48", "K=4", "encoder_steps=2", "steps=4",
@@ -189,6 +195,57 @@ def test_registers_are_cached_as_they_are_encoded(texts: Path, one_rank: Path, t
     assert (cache.read([0, 25, len(cache) - 1]) - expected).abs().max() < 2e-3 * expected.abs().max()
 
 
+@pytest.fixture(scope="module")
+def denoiser(tmp_path_factory: pytest.TempPathFactory, texts: Path, one_rank: Path) -> Path:
+    run = tmp_path_factory.mktemp("denoiser") / "run"
+    launch("train_denoiser.py", "cpu.yaml", *denoising(texts, one_rank, run))
+    return run
+
+
+def denoising(texts: Path, one_rank: Path, run: Path) -> list[str]:
+    return [f"run={run}", f"model={one_rank / 'export'}", *common(texts, run), *TINY_DENOISER]
+
+
+def test_golden_losses_of_the_denoiser_recipe(denoiser: Path) -> None:
+    """Registers have unit variance, and a new denoiser predicts 0."""
+    assert losses(denoiser)[0] == pytest.approx(1.0, abs=1e-3)
+    assert losses(denoiser) == pytest.approx(GOLDEN_DENOISER, rel=2e-4)
+
+
+def test_a_conditional_denoiser_starts_as_the_unconditional_one(
+    texts: Path, one_rank: Path, denoiser: Path, tmp_path: Path
+) -> None:
+    """On two ranks; what closed doors of cross-attention predict on held-out texts is what the first one predicted."""
+    run = tmp_path / "run"
+    launch("train_denoiser.py", "cpu2.yaml", *denoising(texts, one_rank, run), "conditional=true",
+           f"start={denoiser / 'export'}", "steps=1", "optimiser.lr=0", "export_dtype=float16")  # fmt: skip
+    before, after = (read_metrics(folder / "metrics.jsonl")[-1] for folder in (denoiser, run))
+    psnr = [name for name in before if name.startswith("psnr")]
+    assert len(psnr) == 4
+    assert [after[name] for name in psnr] == pytest.approx([before[name] for name in psnr], abs=1e-3)
+    from crocodil.denoiser.weights import load_denoiser
+
+    assert load_denoiser(run / "export").config.conditional
+    assert not load_denoiser(denoiser / "export").config.conditional
+
+
+def test_a_denoiser_learns_from_a_cache_and_refuses_a_stranger(
+    texts: Path, one_rank: Path, tmp_path: Path
+) -> None:
+    """Two ranks read what two ranks wrote; registers of another encoder are refused in one line."""
+    cache, data = tmp_path / "registers", [*common(texts, tmp_path / "run")[:2], *TINY_DENOISER[-2:]]
+    launch("cache_registers.py", "cpu2.yaml", f"out={cache}", f"model={one_rank / 'export'}", *data)
+    about = [*denoising(texts, one_rank, tmp_path / "run"), f"cache={cache}", "steps=2"]
+    launch("train_denoiser.py", "cpu2.yaml", *about)
+    straight = losses(tmp_path / "run")
+    launch("train_denoiser.py", "cpu.yaml", *about, f"run={tmp_path / 'one'}")
+    assert losses(tmp_path / "one") == pytest.approx(straight, abs=1e-5)
+    done = launch(
+        "train_denoiser.py", "cpu.yaml", *about, f"run={tmp_path / 'two'}", "model=bundled", check=False
+    )
+    assert done.returncode and "not of c0508f3075277357" in done.stderr
+
+
 def test_the_recipe_goes_on_from_a_finished_model(texts: Path, one_rank: Path, tmp_path: Path) -> None:
     launch("train_demasker.py", "cpu.yaml", f"run={tmp_path / 'run'}", f"start={one_rank / 'export'}",
            *common(texts, tmp_path / "run"), *TINY_DEMASKER[5:], "encoder_steps=0", "steps=1", "grow_to=8")  # fmt: skip
@@ -270,7 +327,7 @@ def test_settings_whose_export_could_not_be_loaded_are_refused(
 
 
 def test_every_shipped_configuration_is_valid() -> None:
-    recipes = {"base": BaseRecipe, "registers": CacheRecipe}
+    recipes = {"base": BaseRecipe, "denoiser": DenoiserRecipe, "judge": JudgeRecipe, "registers": CacheRecipe}
     for file in sorted((ROOT / "recipes" / "configs").glob("*.yaml")):
         recipe = next((recipes[word] for word in recipes if word in file.stem), DemaskerRecipe)
         load_config(recipe, file, [])
@@ -279,4 +336,5 @@ def test_every_shipped_configuration_is_valid() -> None:
 
 
 GOLDEN_BASE = [6.970846176147461, 5.009307384490967, 4.769279479980469]
+GOLDEN_DENOISER = [1.0000000794728596, 0.834147572517395, 0.7130848169326782]
 GOLDEN_DEMASKER = [5.228050867716472, 3.8561830520629883, 4.497930844624837, 4.821462949117024]

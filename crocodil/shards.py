@@ -181,6 +181,36 @@ def read_tensors(
     return tensors
 
 
+def read_matching(
+    path: Path, parameters: Mapping[str, torch.Tensor], device: torch.device | str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """The tensors of a folder or of one file in float32, when they are exactly those that `parameters` names.
+
+    Raises:
+        CrocodilError: a tensor is missing, extra, of another shape, or not finite.
+    """
+    is_file = path.suffix == ".safetensors"
+    folder = path.parent if is_file else path
+    found = list_file(path) if is_file else list_tensors(path)
+    missing, extra = sorted(parameters.keys() - found.keys()), sorted(found.keys() - parameters.keys())
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"has a tensor that does not belong, {extra[0]}"
+        raise CrocodilError(
+            f"{path} {what} ({len(missing)} missing, {len(extra)} extra); copy the model again"
+        )
+    for name, tensor in parameters.items():
+        if tensor.shape != found[name].shape:
+            raise CrocodilError(
+                f"{path}: {name} has shape {tuple(found[name].shape)}, the model wants {tuple(tensor.shape)}; "
+                "the config belongs to other weights"
+            )
+    tensors = read_tensors(folder, found, torch.float32, device)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CrocodilError(f"{path}: {name} contains NaN or infinity; copy or train the model again")
+    return tensors
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
     """A safetensors file; whatever is wrong with it is said in one line."""

@@ -1,0 +1,423 @@
+"""Corridor 2: noise → registers → guided demasker → text (CRoCoDiL Alg. 2 and 3), as one schedule of refreshes.
+
+The demasker writes a text step by step under registers z. A method says where the first z comes from and after which
+fractions of the steps a new z is drawn, by the conditional denoiser, which looks at what has been written so far.
+
+Shape letters: B texts, N window length, K registers, k of them in use, D register width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from crocodil.canvas import Canvas, Template, lay_out
+from crocodil.clock import Clock
+from crocodil.denoiser.schedule import add_noise, signal, times
+from crocodil.denoiser.weights import TrainedDenoiser
+from crocodil.errors import CrocodilError, require_number, require_whole
+from crocodil.registers.geometry import normalise
+from crocodil.sampler.ddim import ddim
+from crocodil.sampler.demask import Step, demask
+
+if TYPE_CHECKING:
+    from crocodil.model import Model
+
+NFE = 64
+K_IN_USE = 8
+"""Registers that guide a synthesis unless told otherwise, as in the paper's experiments (App. G)."""
+LATENT_STEPS, REFRESH_STEPS = 128, 32
+"""DDIM steps from noise without and with a condition (App. E)."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Where registers come from, and when they are drawn anew."""
+
+    guided: bool = True
+    """False is the unguided demasker."""
+    refresh: tuple[float, ...] = ()
+    """Fractions of the demasking steps after which registers are drawn anew, given the text so far."""
+    every_step: bool = False
+    """A refresh after every step, and a first draw from the conditional denoiser, as Alg. 3 is printed."""
+
+
+METHODS = {
+    "mdm": Method(guided=False),
+    "conthendisc": Method(),
+    "conwithindisc": Method(refresh=(0.5,)),
+    "alg3": Method(every_step=True),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """One text, and what it took. The three counts answer different questions and are never added."""
+
+    text: str
+    seed: int
+    nfe: int
+    """Demasker evaluations until the text was complete."""
+    nfe_paper: float
+    """The same, plus latent steps by the ratio of parameters, as the paper counts."""
+    nfe_wall: float
+    """The same, plus the time for registers in units of the measured time of a demasker evaluation."""
+    seconds: float
+    """Wall time of the batch that it was written in."""
+    registers_kD: Tensor | None
+    """The registers that guided it last, None for `mdm`."""
+
+
+@dataclass(frozen=True)
+class _Settings:
+    method: Method
+    nfe: int
+    k: int
+    latent_steps: int
+    refresh_steps: int
+    guidance: float
+    block_size: int | None
+    temperature: float
+    remasking: str
+    renoise: bool
+
+
+def generate(
+    model: Model,
+    n: int = 1,
+    *,
+    method: str = "conwithindisc",
+    nfe: int = NFE,
+    length: int | None = None,
+    prompt: str | None = None,
+    template: Template | None = None,
+    k: int | None = None,
+    refresh: Sequence[float] | None = None,
+    latent_steps: int = LATENT_STEPS,
+    refresh_steps: int = REFRESH_STEPS,
+    guidance: float = 1.0,
+    block_size: int | None = None,
+    temperature: float = 1.0,
+    remasking: str = "low_confidence",
+    renoise: bool = False,
+    seed: int = 0,
+    on_step: Callable[[Step], None] | None = None,
+) -> list[Generated]:
+    """Write n new texts.
+
+    Args:
+        method: `mdm` (no registers), `conthendisc` (Alg. 2), `conwithindisc` (Alg. 3 as its experiments were run: a
+            refresh midway), `alg3` (as it is printed: a conditional start and a refresh after every step).
+        nfe: demasker evaluations of a text at most; one that reaches its end earlier takes fewer.
+        length: positions of a window, N; the model's window if left out.
+        prompt: how the text begins.
+        template: instead, given texts with numbers of tokens to write between them; the text ends with its last part.
+        k: registers to use, the first ones; 8 if left out, as the paper, or all that the denoiser makes.
+        refresh: fractions of the steps after which registers are drawn anew, instead of the method's.
+        latent_steps: DDIM steps of a draw without a condition.
+        refresh_steps: DDIM steps of a draw under the text so far.
+        guidance: w of u + w (c − u), u the prediction without and c with the condition. 1 is the condition alone.
+        block_size, temperature, remasking, renoise: see `sampler.demask`. At temperature 0 all texts of `mdm` are one.
+        seed: text i of the n is that of seed + i, whatever else is in its batch.
+        on_step: called after every demasking step of every batch.
+
+    Raises:
+        CrocodilError: arguments out of range, or a denoiser that the model lacks; before anything is computed.
+    """
+    for name, value in {
+        "n": n,
+        "nfe": nfe,
+        "latent_steps": latent_steps,
+        "refresh_steps": refresh_steps,
+    }.items():
+        require_whole(name, value, 1)
+    require_whole("seed", seed)
+    require_number("guidance", guidance, 0)
+    require_number("temperature", temperature, 0)
+    chosen = _method(method, refresh)
+    canvas = lay_out(model.vocabulary, model.resolve_length(length), prompt, template)
+    first = _first_denoiser(model, chosen, canvas)
+    settings = _Settings(
+        chosen, min(nfe, canvas.slots), _registers_in_use(model, k, first), latent_steps, refresh_steps,
+        float(guidance), block_size, float(temperature), remasking, renoise,
+    )  # fmt: skip
+    _require_denoisers(model, settings)
+    seeds = range(seed, seed + n)
+    size = model.texts_per_batch(canvas.length)
+    out: list[Generated] = []
+    for start in range(0, n, size):
+        batch = seeds[start : start + size]
+        x_BN = canvas.ids_N.to(model.device).repeat(len(batch), 1)
+        clock = Clock(model.device)
+        z_BkD, cost = None, 0.0
+        if first is not None:
+            noise_BkD = _noise(batch, "registers", _made(first, settings.k), model.D)
+            is_masked_BN = x_BN == model.vocabulary.mask_id
+            with clock.latent():
+                z_BkD, cost = _draw(model, first, noise_BkD, settings, x_BN, is_masked_BN)
+        out += _write(model, batch, x_BN, z_BkD, cost, settings, canvas, clock, on_step)
+    return out
+
+
+def vary(
+    model: Model,
+    text: str,
+    strength: float = 0.5,
+    n: int = 1,
+    *,
+    nfe: int = NFE,
+    k: int | None = None,
+    latent_steps: int = LATENT_STEPS,
+    temperature: float = 0.0,
+    truncate: bool = False,
+    seed: int = 0,
+    on_step: Callable[[Step], None] | None = None,
+) -> list[Generated]:
+    """Write n texts near a given one: its registers are noised to level s = strength, denoised, and decoded.
+
+    Args:
+        strength: 0 gives the text back as the autoencoder does, 1 keeps nothing of it.
+        k: registers to use; all that the unconditional denoiser makes if left out.
+        latent_steps: DDIM steps from s = 1; a smaller strength takes its share of them.
+        temperature, nfe, seed, on_step: see `generate`.
+
+    Raises:
+        CrocodilError: no text, one that does not fit, a strength outside 0…1, or no unconditional denoiser.
+    """
+    for name, value in {"n": n, "nfe": nfe, "latent_steps": latent_steps}.items():
+        require_whole(name, value, 1)
+    require_whole("seed", seed)
+    require_number("temperature", temperature, 0)
+    require_number("strength", strength, 0)
+    if strength > 1:
+        raise CrocodilError(
+            f"strength = {strength}: give a noise level from 0 (the text itself) to 1 (nothing of it)"
+        )
+    if not isinstance(text, str):
+        raise CrocodilError(f"vary takes one text, not {type(text).__name__}")
+    trained = model.denoisers.unconditional
+    if trained is None:
+        raise _lacks(model, "unconditional")
+    k = trained.config.K if k is None else k
+    settings = _Settings(
+        METHODS["conthendisc"], min(nfe, model.window), _registers_in_use(model, k, trained),
+        max(1, math.ceil(latent_steps * strength)), 1, 1.0, None, float(temperature), "low_confidence", False,
+    )  # fmt: skip
+    made = _made(trained, settings.k)
+    encoded_kD = model.encode(text, made, truncate=truncate).values_WKD[0]
+    canvas = lay_out(model.vocabulary, model.window)
+    seeds = range(seed, seed + n)
+    size = model.texts_per_batch(canvas.length)
+    out: list[Generated] = []
+    for start in range(0, n, size):
+        batch = seeds[start : start + size]
+        x_BN = canvas.ids_N.to(model.device).repeat(len(batch), 1)
+        clock = Clock(model.device)
+        z_BkD, cost = encoded_kD.expand(len(batch), -1, -1), 0.0
+        if strength > 0:
+            s_Bk = times(torch.full((len(batch),), float(strength)), trained.offsets_K[:made])
+            noisy_BkD = add_noise(z_BkD, s_Bk, _noise(batch, "registers", made, model.D))
+            with clock.latent():
+                z_BkD, cost = _draw(model, trained, noisy_BkD, settings, None, None, start=float(strength))
+        out += _write(model, batch, x_BN, z_BkD[:, : settings.k], cost, settings, canvas, clock, on_step)
+    return out
+
+
+def _write(
+    model: Model,
+    seeds: Sequence[int],
+    x_BN: Tensor,
+    z_BkD: Tensor | None,
+    cost: float,
+    settings: _Settings,
+    canvas: Canvas,
+    clock: Clock,
+    on_step: Callable[[Step], None] | None,
+) -> list[Generated]:
+    """Demask a batch under registers that are drawn anew where the method says so.
+
+    Args:
+        cost: of the first registers, in demasker evaluations by the ratio of parameters.
+    """
+    vocabulary, rows_V = model.vocabulary, model.vocabulary.size
+    demasker = model.autoencoder.demasker
+    refresh_at = _refresh_steps(settings.method, settings.nfe)
+    costs_B = torch.full((len(seeds),), cost, dtype=torch.float64)
+    z_BkD = None if z_BkD is None else z_BkD.to(model.device)
+
+    def predict(ids_BN: Tensor, rows_BN: Tensor) -> Tensor:
+        with clock.evaluation():
+            # spare rows of a padded table stand for nothing, so they are never predicted
+            logits_RV = demasker.logits(ids_BN, rows_BN, z_BkD)[:, :rows_V]
+        # a text does not end before the last token that was given
+        inside_R = rows_BN.nonzero()[:, 1] < canvas.last_given
+        logits_RV[inside_R, vocabulary.eos_id] = -math.inf
+        return logits_RV
+
+    def refresh(step: Step) -> None:
+        nonlocal z_BkD
+        if on_step is not None:
+            on_step(step)
+        alive_B = step.is_masked_BN.any(dim=1)
+        if step.number not in refresh_at or not bool(alive_B.any()):
+            return
+        conditional = model.denoisers.conditional
+        assert conditional is not None and z_BkD is not None
+        noise_BkD = _noise(seeds, f"refresh {step.number}", _made(conditional, settings.k), model.D)
+        with clock.latent():
+            drawn_BkD, more = _draw(model, conditional, noise_BkD, settings, step.ids_BN, step.is_masked_BN)
+        # a text that is complete keeps what it was written under, as if it were alone
+        z_BkD = torch.where(alive_B[:, None, None], drawn_BkD, z_BkD)
+        costs_B[alive_B.cpu()] += more
+
+    result = demask(
+        predict,
+        x_BN,
+        vocabulary.mask_id,
+        nfe=settings.nfe,
+        block_size=settings.block_size,
+        temperature=settings.temperature,
+        remasking=settings.remasking,  # type: ignore[arg-type]
+        renoise=settings.renoise,
+        eos_id=None if settings.renoise else vocabulary.eos_id,
+        generator=[_stream(seed, "demasking") for seed in seeds],
+        on_step=refresh,
+    )
+    nfe_B = (result.steps.amax(dim=1) + 1).tolist()
+    seconds, latent = clock.seconds, clock.latent_seconds / clock.per_evaluation
+    return [
+        Generated(
+            vocabulary.decode(ids), seed, nfe, nfe + paper, nfe + latent, seconds,
+            None if z_BkD is None else z_BkD[row].float().cpu(),
+        )
+        for row, (seed, ids, nfe, paper) in enumerate(
+            zip(seeds, result.ids.tolist(), nfe_B, costs_B.tolist(), strict=True)
+        )
+    ]  # fmt: skip
+
+
+def _draw(
+    model: Model,
+    trained: TrainedDenoiser,
+    noisy_BkD: Tensor,
+    settings: _Settings,
+    ids_BN: Tensor | None,
+    is_masked_BN: Tensor | None,
+    start: float = 1.0,
+) -> tuple[Tensor, float]:
+    """Registers (B, k, D) of norm √D out of noise, and their price in demasker evaluations by parameters."""
+    made = noisy_BkD.shape[1]
+    steps, paid = settings.latent_steps, trained.parameters
+    denoise: Callable[[Tensor, Tensor], Tensor] = trained.denoiser
+    if trained.config.conditional:
+        assert ids_BN is not None and is_masked_BN is not None
+        condition_BkD = model.encode_partial(ids_BN, is_masked_BN, made)
+        steps, w, other = settings.refresh_steps, settings.guidance, model.denoisers.unconditional
+        if w == 1:
+            denoise = lambda z, s: trained.denoiser(z, s, condition_BkD)  # noqa: E731
+        else:
+            assert other is not None
+            paid += other.parameters
+
+            def denoise(z: Tensor, s: Tensor) -> Tensor:
+                u = other.denoiser(z, s)
+                return u + w * (trained.denoiser(z, s, condition_BkD) - u)
+
+    offsets_k = trained.offsets_K[:made]
+    noisy_BkD = noisy_BkD.to(model.device)
+    registers_BkD = ddim(denoise, noisy_BkD, signal, offsets_k, steps=steps, start=start).registers_BKD
+    ratio = paid / sum(p.numel() for p in model.autoencoder.demasker.llada.parameters())
+    return normalise(registers_BkD)[:, : settings.k], steps * ratio
+
+
+def _method(name: str, refresh: Sequence[float] | None) -> Method:
+    if name not in METHODS:
+        raise CrocodilError(f"no method {name!r}: choose one of {', '.join(METHODS)}")
+    method = METHODS[name]
+    if refresh is None:
+        return method
+    if not method.guided or method.every_step:
+        raise CrocodilError(f"refresh belongs to conthendisc and conwithindisc; {name} has none to choose")
+    try:
+        fractions = tuple(sorted({float(alpha) for alpha in refresh}))
+    except (TypeError, ValueError):
+        raise CrocodilError(f"refresh must be several fractions, as (0.25, 0.5), not {refresh!r}") from None
+    if fractions and not (0 <= fractions[0] and fractions[-1] < 1):
+        raise CrocodilError(
+            f"refresh after fractions from 0 (none) to below 1 of the steps, not {list(fractions)}"
+        )
+    # no step is done at fraction 0, so there is nothing to look at: the paper's @0 is no refresh
+    return Method(refresh=tuple(alpha for alpha in fractions if alpha > 0))
+
+
+def _refresh_steps(method: Method, nfe: int) -> set[int]:
+    """Numbers of steps done after which registers are drawn anew; never after the last."""
+    if method.every_step:
+        return set(range(1, nfe))
+    return {min(max(round(alpha * nfe), 1), nfe - 1) for alpha in method.refresh} - {0}
+
+
+def _first_denoiser(model: Model, method: Method, canvas: Canvas) -> TrainedDenoiser | None:
+    """Whose the first registers are; given tokens want the one that looks at them (Alg. 3, App. H)."""
+    if not method.guided:
+        return None
+    kind = "conditional" if method.every_step or canvas.last_given >= 0 else "unconditional"
+    found = getattr(model.denoisers, kind)
+    if found is None:
+        raise _lacks(model, kind)
+    return found
+
+
+def _require_denoisers(model: Model, settings: _Settings) -> None:
+    """What later steps will ask for."""
+    if _refresh_steps(settings.method, settings.nfe) and model.denoisers.conditional is None:
+        raise _lacks(model, "conditional")
+    if settings.guidance != 1:
+        for kind in ("conditional", "unconditional"):
+            if settings.method.guided and getattr(model.denoisers, kind) is None:
+                raise _lacks(model, kind)
+
+
+def _lacks(model: Model, kind: str) -> CrocodilError:
+    return CrocodilError(
+        f"{model.name} has no {kind} denoiser: train one with recipes/train_denoiser.py and name its export, as "
+        'crocodil.load(model, denoisers=["runs/denoiser/export"]) or --denoiser runs/denoiser/export'
+    )
+
+
+def _registers_in_use(model: Model, k: int | None, first: TrainedDenoiser | None) -> int:
+    """Registers that the demasker sees, at most those that the denoisers make."""
+    kinds = [d for d in (model.denoisers.unconditional, model.denoisers.conditional) if d is not None]
+    most = min((d.config.K for d in kinds), default=model.K)
+    if k is None:
+        return min(K_IN_USE, most)
+    if first is None:
+        raise CrocodilError("mdm uses no registers: leave out k, or choose another method")
+    require_whole("k", k, 1)
+    if k > most:
+        raise CrocodilError(
+            f"k must be at most {most}, the registers that the denoisers of this model make, not {k}"
+        )
+    return k
+
+
+def _made(trained: TrainedDenoiser, k: int) -> int:
+    """Registers that have to be made to use k."""
+    return k if trained.any_k else trained.config.K
+
+
+def _noise(seeds: Sequence[int], purpose: str, k: int, D: int) -> Tensor:
+    """(B, k, D) normal numbers, each text's from its own seed."""
+    return torch.stack([torch.randn(k, D, generator=_stream(seed, purpose)) for seed in seeds])
+
+
+def _stream(seed: int, purpose: str) -> torch.Generator:
+    """A generator for one purpose of one text, whatever batch the text is in."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -1,0 +1,351 @@
+"""Train a register denoiser (CRoCoDiL App. E): unconditional for ConThenDisc, conditional for ConWithinDisc.
+
+    accelerate launch recipes/train_denoiser.py --config recipes/configs/nano_denoiser.yaml
+
+Registers come out of a cache (cache_registers.py), or are encoded on the way. Ctrl-C saves a checkpoint; the same
+command with --resume goes on from it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+
+from crocodil.autoencoder import Draw
+from crocodil.demasker.masking import mask
+from crocodil.denoiser.dit import PRESETS, Denoiser, DenoiserConfig
+from crocodil.denoiser.loss import DenoiserLoss, NoisyRegisters, draw_base_time, noisy
+from crocodil.denoiser.schedule import offsets
+from crocodil.denoiser.weights import TrainedDenoiser, load_denoiser, save_denoiser
+from crocodil.errors import CrocodilError, one_line_errors
+from crocodil.metrics.cost import denoiser_flops
+from crocodil.model import Model, load
+from crocodil.registers.cache import RegisterCache
+from crocodil.registers.geometry import NestedDropout, check_count, draw_k
+from crocodil.text.data import DataConfig, load_split, windows_of
+from crocodil.text.windows import Windows
+from crocodil.training.accelerators import accelerator
+from crocodil.training.checkpoints import checkpoint_name, prune, publishing
+from crocodil.training.config import flat, parse_arguments, save_config
+from crocodil.training.engine import Engine
+from crocodil.training.limits import check_loop, require_at_least
+from crocodil.training.log import MetricsLog, Progress
+from crocodil.training.optimisation import OptimiserConfig
+from crocodil.training.randomness import generator, permutation
+from crocodil.training.ranks import gather, total
+from crocodil.training.run_lock import run_lock
+from crocodil.training.signals import StopRequest
+from crocodil.training.start import find_start
+from crocodil.training.throughput import Throughput, peak_flops
+
+VALIDATION_TIMES = (0.25, 0.5, 0.75, 0.9)
+
+
+@dataclass(frozen=True)
+class DenoiserRecipe:
+    """Everything that says what is trained. Where it runs is said in launch/."""
+
+    run: str = "runs/denoiser"
+    """Folder of checkpoints, metrics and the export."""
+    model: str = "bundled"
+    """Whose registers: a trained model's folder, a hub id, or `bundled`."""
+    cache: str | None = None
+    """A cache of that model's registers. Without it they are encoded on the way, from `data`."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Texts; beside a cache, only the held-out ones are used, for validation."""
+    conditional: bool = False
+    """Look at the encoding of a partly masked text, masked with probability r ~ U(0, 1)."""
+    start: str | None = None
+    """A trained denoiser to go on from (weights only). An unconditional one may become conditional: its
+    cross-attention begins closed."""
+    preset: Literal["nano", "pixart-400m"] = "pixart-400m"
+    """Width, layers and heads of a new denoiser."""
+    k: int | None = None
+    """Registers that it makes, a power of two; all of the model's, or all of those at `start`, if left out. More than
+    at `start` let that denoiser grow."""
+    nested_dropout: NestedDropout = field(default_factory=lambda: NestedDropout(draw="off"))
+    """How many registers, the first ones, a step trains. With `groups` the denoiser learns to make any number."""
+    largest_offset: float = 0.2
+    """Δ_max: how much more the last group of registers is noised than the first."""
+    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=1e-4, weight_decay=0.0))
+    steps: int = 200_000
+    batch_size: int = 256
+    """Windows of a global batch, over all ranks and micro-batches."""
+    micro_batch: int = 32
+    """Windows of a micro-batch."""
+    ema: float = 0.9999
+    precision: Literal["auto", "bf16", "no"] = "auto"
+    """`auto` is bf16 on a GPU that has it, `no` is float32."""
+    recompute: bool = False
+    """Activation checkpointing, block by block."""
+    export_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    seed: int = 0
+    log_every: int = 20
+    validate_every: int = 1000
+    validation_texts: int = 64
+    save_every: int = 1000
+    keep: int = 2
+    tracker: Literal["tensorboard", "wandb"] | None = None
+    """`tensorboard` or `wandb`, through accelerate; metrics.jsonl is always written."""
+
+    def __post_init__(self) -> None:
+        check_loop(self)
+        require_at_least(1, self, "micro_batch")
+        if self.k is not None:
+            check_count(self.k)
+        offsets(1, self.largest_offset)  # refuses what is no offset
+        if self.nested_dropout.hide_all:
+            raise CrocodilError(
+                "nested_dropout.hide_all: a denoiser of no registers learns nothing; set it to 0"
+            )
+
+
+def main() -> None:
+    arguments = parse_arguments(DenoiserRecipe, None, __doc__ or "")
+    config = arguments.config
+    ranks = accelerator(config.run, config.precision, config.tracker)
+    with run_lock(Path(config.run)):
+        train(config, Path(config.run), ranks, arguments.resume)
+    ranks.end_training()
+
+
+def train(config: DenoiserRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:
+    torch.manual_seed(config.seed)
+
+    if config.batch_size % ranks.num_processes:
+        raise CrocodilError(
+            f"batch_size {config.batch_size} must be a multiple of the {ranks.num_processes} ranks"
+        )
+
+    # Denoiser, and whose registers it learns.
+    model = load(config.model, device=ranks.device)
+    trained = build(config, model)
+    K, offsets_K = trained.config.K, trained.offsets_K
+    trained.denoiser.recompute = config.recompute
+
+    # Registers.
+    windows, held_out = windows_of(load_split(config.data), model.vocabulary, config.data, config.seed)
+    source: Cached | OnTheWay = OnTheWay(windows, model)
+    if config.cache is not None:
+        source = Cached(RegisterCache(config.cache, model.fingerprint))
+    if len(source) < config.batch_size:
+        raise CrocodilError(
+            f"there are {len(source)} windows, a batch wants {config.batch_size}; lower batch_size"
+        )
+    steps_per_epoch = len(source) // config.batch_size
+    validation = validation_batches(held_out, model, trained, config)
+
+    # Engine, and where it goes on.
+    start = find_start(run, resume, source.digest)
+    engine = Engine(ranks, DenoiserLoss(trained.denoiser), config.optimiser, config.steps, ema=config.ema)
+    if start.checkpoint is not None:
+        engine.load(start.checkpoint)
+    if ranks.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        save_config(config, run / "config.yaml")
+    if config.tracker:
+        ranks.init_trackers("crocodil", config=flat(config))
+    log = MetricsLog(run, start.step)
+    peak = peak_flops(ranks.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    throughput = Throughput(peak * ranks.num_processes)
+
+    with StopRequest() as stop, Progress(config.steps, start.step) as progress:
+        millions = trained.denoiser.parameters_in_all / 1e6
+        progress.say(
+            f"{millions:,.1f} M parameters, {K} registers of {len(source):,} windows, from step {start.step}"
+        )
+        for step in range(start.step, config.steps):
+            # 1. The windows of this step, the same whatever the ranks: a pure function of (seed, step).
+            epoch, batch = divmod(step, steps_per_epoch)
+            if batch == 0 or step == start.step:
+                order = permutation(config.seed, epoch, len(source))
+            chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
+            mine = chosen[ranks.process_index :: ranks.num_processes]
+
+            # 2. Registers of this rank's share; noise them (τ, ε; r and mask), forward, backward.
+            draw = partial(generator, config.seed, epoch)
+            k = draw_k(K, config.nested_dropout, draw(batch, "k"))
+            batches = []
+            for at in range(0, len(mine), config.micro_batch):
+                samples = mine[at : at + config.micro_batch]
+                clean_BKD = source.registers(samples, epoch, k)
+                texts = [source.window(i, epoch) for i in samples] if config.conditional else []
+                condition = condition_of(model, texts, samples, draw, k) if texts else None
+                batches.append(noised(clean_BKD, samples, draw, offsets_K[:k], condition))
+            summed = torch.zeros((), dtype=torch.float64, device=ranks.device)
+            for errors in engine.accumulate(batches, config.batch_size, step):
+                summed += errors.total.detach()
+
+            # 3. Step.
+            norm = engine.update()
+            flops = 3 * denoiser_flops(trained.config, len(mine), k)
+            loss, count, flops = total([float(summed), float(len(mine) * k), flops], ranks.device)
+            throughput.add(int(count), flops)
+
+            # 4. Tell.
+            done = step + 1
+            if done % config.log_every == 0 or done == config.steps:
+                interval = throughput.interval()
+                values = {"loss": loss / config.batch_size, "grad_norm": norm, "lr": engine.rate}
+                speed = {"registers_per_second": interval.tokens_per_second, "mfu": interval.mfu}
+                log.write(done, {**values, **speed})
+                progress.report(done, values, interval)
+                if config.tracker:
+                    ranks.log({**values, **speed}, step=done)
+
+            # 5. Validate by noise level.
+            if done % config.validate_every == 0 or done == config.steps:
+                with throughput.paused(), engine.averaged() as module:
+                    values = validate(module, validation)
+                log.write(done, values)
+                progress.say("  ".join(f"{name} {value:.2f} dB" for name, value in values.items()))
+
+            # 6. Save.
+            asked = any(gather(stop.requested))
+            if done % config.save_every == 0 or done == config.steps or asked:
+                with throughput.paused(), publishing(run, checkpoint_name(done)) as directory:
+                    engine.save(directory, done, 0, source.digest)
+                prune(run, config.keep)
+            if asked:
+                progress.say(f"stopped after step {done}; the same command with --resume goes on")
+                return
+        with engine.whole() as module, publishing(run, "export", replace=True) as directory:
+            if ranks.is_main_process:
+                record = {"recipe": "train_denoiser", "steps": config.steps, "config": asdict(config)}
+                whole = replace(trained, denoiser=module.denoiser)
+                save_denoiser(directory, whole, getattr(torch, config.export_dtype), record)
+        progress.say(f"exported to {run / 'export'}")
+
+
+def build(config: DenoiserRecipe, model: Model) -> TrainedDenoiser:
+    """A new denoiser for this model's registers, or one to go on from."""
+    if config.k is not None and config.k > model.K:
+        raise CrocodilError(f"k is {config.k}; this model has {model.K} registers")
+    any_k = config.nested_dropout.draw != "off"
+    if config.start is None:
+        K = model.K if config.k is None else config.k
+        sizes = DenoiserConfig(K=K, D=model.D, conditional=config.conditional, **PRESETS[config.preset])
+        return TrainedDenoiser(Denoiser(sizes), model.fingerprint, config.largest_offset, any_k)
+    found = load_denoiser(config.start)
+    if found.encoder != model.fingerprint:
+        raise CrocodilError(
+            f"{config.start} makes registers of encoder {found.encoder}, the model is {model.fingerprint}; "
+            "give the model it was trained for"
+        )
+    if found.config.conditional and not config.conditional:
+        raise CrocodilError(f"{config.start} is conditional; set conditional: true, or start from another")
+    denoiser = Denoiser(replace(found.config, conditional=config.conditional))
+    denoiser.load_state_dict(
+        found.denoiser.state_dict(), strict=found.config.conditional == config.conditional
+    )
+    if config.k is not None:
+        denoiser.grow(config.k)
+    return replace(found, denoiser=denoiser, largest_offset=config.largest_offset, any_k=any_k)
+
+
+class Cached:
+    """Registers out of a cache."""
+
+    def __init__(self, cache: RegisterCache) -> None:
+        self.cache = cache
+        self.digest = cache.spec.corpus
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def registers(self, samples: list[int], epoch: int, K: int) -> torch.Tensor:
+        return self.cache.read(samples, K)
+
+    def window(self, sample: int, epoch: int) -> list[int]:
+        return self.cache.window(sample)
+
+
+class OnTheWay:
+    """Registers encoded when they are wanted; every epoch cuts its windows anew."""
+
+    def __init__(self, windows: Windows, model: Model) -> None:
+        self.windows, self.model = windows, model
+        self.digest = windows.tokens.digest
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def registers(self, samples: list[int], epoch: int, K: int) -> torch.Tensor:
+        texts = [self.windows.sample(i, epoch).text_ids for i in samples]
+        return self.model.encode_ids(texts, K)
+
+    def window(self, sample: int, epoch: int) -> list[int]:
+        return self.windows.sample(sample, epoch).window(self.model.vocabulary)
+
+
+def noised(
+    clean_BKD: torch.Tensor,
+    samples: list[int],
+    draw: Draw,
+    offsets_K: torch.Tensor,
+    condition_BKD: torch.Tensor | None,
+) -> NoisyRegisters:
+    """Registers at the base times, and with the noise, that belong to these samples."""
+    base_B = torch.tensor([draw_base_time(offsets_K, draw(i, "s")) for i in samples], dtype=torch.float64)
+    noise = [torch.randn(clean_BKD.shape[1:], generator=draw(i, "noise")) for i in samples]
+    return noisy(clean_BKD, base_B, offsets_K, torch.stack(noise), condition_BKD)
+
+
+def condition_of(
+    model: Model, windows: list[list[int]], samples: list[int], draw: Draw, K: int
+) -> torch.Tensor:
+    """h(x^(r)): registers of the windows, each masked with its own probability r ~ U(0, 1) (App. E)."""
+    out = torch.empty(len(windows), K, model.D)
+    for length in {len(window) for window in windows}:
+        rows = [i for i, window in enumerate(windows) if len(window) == length]
+        ids_BN = torch.tensor([windows[i] for i in rows], device=model.device)
+        masks = []
+        for i in rows:
+            r = float(torch.rand((), generator=draw(samples[i], "r"), dtype=torch.float64))
+            masks.append(mask(length, r, draw(samples[i], "mask")))
+        out[rows] = model.encode_partial(ids_BN, torch.stack(masks).to(model.device), K).cpu()
+    return out
+
+
+def validation_batches(
+    held_out: Windows, model: Model, trained: TrainedDenoiser, config: DenoiserRecipe
+) -> dict[float, list[NoisyRegisters]]:
+    """Held-out registers at fixed base times, by draws that never change."""
+    draw = partial(generator, config.seed, 0)
+    K, offsets_K = trained.config.K, trained.offsets_K
+    samples = [int(i) for i in held_out.order(0)[: config.validation_texts]]
+    found: dict[float, list[NoisyRegisters]] = {}
+    for at in range(0, len(samples), config.micro_batch):
+        part = samples[at : at + config.micro_batch]
+        texts = [held_out.sample(i, 0) for i in part]
+        clean_BKD = model.encode_ids([text.text_ids for text in texts], K)
+        condition = None
+        if config.conditional:
+            condition = condition_of(model, [t.window(model.vocabulary) for t in texts], part, draw, K)
+        noise = torch.stack([torch.randn(clean_BKD.shape[1:], generator=draw(i, "noise")) for i in part])
+        for s in VALIDATION_TIMES:
+            base_B = torch.full((len(part),), s, dtype=torch.float64)
+            found.setdefault(s, []).append(noisy(clean_BKD, base_B, offsets_K, noise, condition))
+    return found
+
+
+def validate(module: DenoiserLoss, batches: dict[float, list[NoisyRegisters]]) -> dict[str, float]:
+    """PSNR of the predicted registers by base time (Fig. 9), in dB: coordinates have unit variance, so the peak is 1."""
+    device = next(module.parameters()).device
+    values = {}
+    with torch.no_grad():
+        for s, parts in batches.items():
+            error = torch.cat([module(part.to(device)).error_BK.mean(dim=1) for part in parts])
+            values[f"psnr@s={s}"] = -10 * math.log10(max(float(error.mean()), 1e-12))
+    return values
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
