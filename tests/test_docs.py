@@ -180,7 +180,8 @@ def test_training_commands_name_files_and_fields_that_exist(name: str) -> None:
 def recipe_of(file: str) -> type:
     """The dataclass of a recipe."""
     module = importlib.import_module(f"recipes.{Path(file).stem}")
-    return next(value for name, value in vars(module).items() if re.fullmatch(r"(Base|Demasker)Recipe", name))
+    kinds = r"(Base|Demasker|Denoiser|Judge)Recipe"
+    return next(value for name, value in vars(module).items() if re.fullmatch(kinds, name))
 
 
 def test_make_targets_that_the_docs_name_exist() -> None:
