@@ -29,15 +29,25 @@ class Canvas:
     last_given: int
     """Position of the last token of a given text, −1 without one."""
 
+    no_end_before: int
+    """The first position at which a text may end: behind what was given, and behind `min_length`."""
+
     @property
     def length(self) -> int:
         return len(self.ids_N)
 
 
 def lay_out(
-    vocabulary: Vocabulary, length: int, prompt: str | None = None, template: Template | None = None
+    vocabulary: Vocabulary,
+    length: int,
+    prompt: str | None = None,
+    template: Template | None = None,
+    min_length: int = 0,
 ) -> Canvas:
     """A window of `length` positions, all to be written, or given in part.
+
+    Args:
+        min_length: positions in which the text does not end; a template ends where it ends.
 
     Raises:
         CrocodilError: a prompt and a template, one that is neither, or one that does not fit.
@@ -46,7 +56,7 @@ def lay_out(
         raise CrocodilError("a prompt and a template both say how the text begins: give one of them")
     mask, eos = vocabulary.mask_id, vocabulary.eos_id
     if prompt is None and template is None:
-        return Canvas(torch.full((length,), mask), length, -1)
+        return Canvas(torch.full((length,), mask), length, -1, min_length)
     if prompt is not None and not isinstance(prompt, str):
         raise CrocodilError(f"the prompt must be a text, not {prompt!r}")
     ids = [vocabulary.bos_id]
@@ -63,7 +73,7 @@ def lay_out(
             "window and leaves no room for the end: shorten it, or give a larger length"
         )
     ids += [mask if template is None else eos] * (length - len(ids))
-    return Canvas(torch.tensor(ids), ids.count(mask), last)
+    return Canvas(torch.tensor(ids), ids.count(mask), last, last if template else max(last, min_length))
 
 
 def _parts(template: Template) -> list[str | int]:

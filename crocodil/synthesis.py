@@ -95,6 +95,7 @@ def generate(
     method: str = "conwithindisc",
     nfe: int = NFE,
     length: int | None = None,
+    min_length: int = 0,
     prompt: str | None = None,
     template: Template | None = None,
     k: int | None = None,
@@ -116,6 +117,7 @@ def generate(
             refresh midway), `alg3` (as it is printed: a conditional start and a refresh after every step).
         nfe: demasker evaluations of a text at most; one that reaches its end earlier takes fewer.
         length: positions of a window, N; the model's window if left out.
+        min_length: positions in which no text ends. With as many as `length`, every text fills its window.
         prompt: how the text begins.
         template: instead, given texts with numbers of tokens to write between them; the text ends with its last part.
         k: registers to use, the first ones; 8 if left out, as the paper, or all that the denoiser makes.
@@ -141,7 +143,8 @@ def generate(
     require_number("guidance", guidance, 0)
     require_number("temperature", temperature, 0)
     chosen = _method(method, refresh)
-    canvas = lay_out(model.vocabulary, model.resolve_length(length), prompt, template)
+    require_whole("min_length", min_length, 0)
+    canvas = lay_out(model.vocabulary, model.resolve_length(length), prompt, template, min_length)
     first = _first_denoiser(model, chosen, canvas)
     settings = _Settings(
         chosen, min(nfe, canvas.slots), _registers_in_use(model, k, first), latent_steps, refresh_steps,
@@ -255,8 +258,7 @@ def _write(
         with clock.evaluation():
             # spare rows of a padded table stand for nothing, so they are never predicted
             logits_RV = demasker.logits(ids_BN, rows_BN, z_BkD)[:, :rows_V]
-        # a text does not end before the last token that was given
-        inside_R = rows_BN.nonzero()[:, 1] < canvas.last_given
+        inside_R = rows_BN.nonzero()[:, 1] < canvas.no_end_before
         logits_RV[inside_R, vocabulary.eos_id] = -math.inf
         return logits_RV
 

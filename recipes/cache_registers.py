@@ -2,7 +2,7 @@
 
     accelerate launch recipes/cache_registers.py --config recipes/configs/nano_registers.yaml
 
-A run that was stopped goes on with the shards that are missing. dry_run=true says how large and how long, and writes
+A run that was stopped goes on with the shards that are missing. --dry-run says how large and how long, and writes
 nothing.
 """
 

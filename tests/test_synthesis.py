@@ -208,6 +208,17 @@ def test_a_template_is_filled_in_and_ends_where_it_ends(method: str, model: Mode
         assert text.startswith("def f(x):\n") and text.endswith("return x\n")
 
 
+def test_no_text_ends_within_min_length(model: Model) -> None:
+    vocabulary = model.vocabulary
+    seen: list[Step] = []
+    made = model.generate(3, method="mdm", nfe=8, min_length=model.window, on_step=seen.append)
+    assert not (seen[-1].ids_BN == vocabulary.eos_id).any() and all(one.nfe == 8 for one in made)
+    assert lay_out(vocabulary, 6, prompt="x", min_length=4).no_end_before == 4
+    assert lay_out(vocabulary, 6, template=[1, "x"], min_length=5).no_end_before == 1 + len(
+        vocabulary.encode("x")
+    )
+
+
 def test_a_canvas_says_what_is_given(model: Model) -> None:
     vocabulary = model.vocabulary
     bos, eos, mask = vocabulary.bos_id, vocabulary.eos_id, vocabulary.mask_id
@@ -263,6 +274,7 @@ def test_hidden_tokens_have_no_influence_on_partial_registers(model: Model) -> N
         ({"seed": "a"}, "seed"),
         ({"method": "magic"}, "choose one of mdm, conthendisc"),
         ({"length": 10**9}, "length"),
+        ({"min_length": -1}, "min_length"),
         ({"k": 5}, "at most 4"),
         ({"k": 0}, "k must be"),
         ({"method": "mdm", "k": 2}, "mdm uses no registers"),

@@ -98,6 +98,7 @@ def save_config(config: Any, path: str | Path) -> None:
 def parse_arguments(cls: type[C], argv: Sequence[str] | None, description: str) -> Arguments[C]:
     """Read a recipe's command line: `--config FILE`, `--resume [DIR]`, `--print-config`, then `a.b=c` ....
 
+    A field `some_thing` that is true or false may be switched on with `--some-thing`.
     `--print-config` writes the resolved configuration to stdout and leaves with exit code 0.
     """
     parser = _Parser(description=description, allow_abbrev=False)
@@ -109,6 +110,10 @@ def parse_arguments(cls: type[C], argv: Sequence[str] | None, description: str) 
     parser.add_argument("--print-config", action="store_true", help="print the configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a field: optimiser.lr=1e-4")
     arguments, dashed = parser.parse_known_intermixed_args(_separate_overrides(argv))
+    flags = {
+        f"--{name.replace('_', '-')}": f"{name}=true" for name, hint in _hints(cls).items() if hint is bool
+    }
+    dashed = [flags.get(token, token) for token in dashed]
     for token in dashed:
         if not _OVERRIDE.match(token):
             raise CrocodilError(f"{COMMAND_LINE}: unknown option {token!r}; --help lists them")

@@ -185,7 +185,7 @@ def test_registers_are_cached_as_they_are_encoded(texts: Path, one_rank: Path, t
     out = tmp_path / "registers"
     about = [f"out={out}", f"model={one_rank / 'export'}", *common(texts, tmp_path / "run")[:2],
              "data.lengths=[32]", "data.held_out=0.2", "shard_samples=20"]  # fmt: skip
-    assert "nothing was written" in launch("cache_registers.py", "cpu.yaml", *about, "dry_run=true").stdout
+    assert "nothing was written" in launch("cache_registers.py", "cpu.yaml", *about, "--dry-run").stdout
     assert not out.exists()
     launch("cache_registers.py", "cpu2.yaml", *about)
     cache = RegisterCache(out, model.fingerprint)

@@ -249,6 +249,28 @@ def test_nfe_counts_the_calls_really_made() -> None:
     assert found == {1, 2}
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_early_end_saves_steps_and_changes_no_text(temperature: float) -> None:
+    """What is read of a row, up to its first end token, is the same; a row that never ends takes all its steps."""
+    end = 7
+    x = torch.full((12, 24), MASK)
+    x[3, 20:] = torch.tensor([9, end, end, end])
+    predict = lambda ids, rows: listener()(ids, rows) + 8.0 * (torch.arange(VOCABULARY) == end)  # noqa: E731
+    options = {"nfe": 12, "temperature": temperature}
+    plain = demask(predict, x, MASK, generator=seeded(12), **options)
+    early = demask(predict, x, MASK, generator=seeded(12), eos_id=end, **options)
+    saved = 0
+    for row in range(12):
+        whole, short = plain.ids[row].tolist(), early.ids[row].tolist()
+        until = whole.index(end) + 1 if end in whole else 24
+        assert whole[:until] == short[:until]
+        assert MASK not in short
+        saved += int(plain.steps[row].max() - early.steps[row].max())
+    assert saved > 0 and early.nfe <= plain.nfe
+    with pytest.raises(CrocodilError, match="eos_id"):
+        demask(predict, x, MASK, nfe=4, renoise=True, eos_id=end)
+
+
 def test_every_step_is_shown() -> None:
     seen: list[Step] = []
     result = demask(listener(), torch.full((2, 9), MASK), MASK, nfe=4, block_size=5, on_step=seen.append)

@@ -160,6 +160,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert parse_arguments(Recipe, ["--config", path, "--resume", "steps=3"], "").config.steps == 3
     assert parse_arguments(Recipe, ["--config", path, "--resume", "runs/a"], "").resume == "runs/a"
     assert parse_arguments(Recipe, ["--config", path], "").resume is None
+    assert parse_arguments(Recipe, ["--config", path, "noise=false", "--noise"], "").config.noise is True
     with pytest.raises(CrocodilError, match="unknown option '--resum'"):
         parse_arguments(Recipe, ["--config", path, "--resum"], "")
     with pytest.raises(CrocodilError, match="command line: argument --config: expected one argument; --help"):
