@@ -107,7 +107,7 @@ def coverage(
             denoise: Denoise = trained.denoiser
             if share is not None:
                 condition = _condition(model, part, share, k, seed)
-                denoise = lambda z, s, c=condition, d=trained.denoiser: d(z, s, c)  # noqa: E731
+                denoise = partial(trained.denoiser, condition_BMD=condition)
             steps = latent_steps if share is None else refresh_steps
             out = ddim(denoise, noise.to(model.device), signal, trained.offsets_K[:k], steps=steps)
             made.append(normalise(out.registers_BKD).cpu())

@@ -24,6 +24,7 @@ class Setting:
     nfe: int
     k: int | None = None
     refresh: tuple[float, ...] | None = None
+    remasking: str = "low_confidence"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def sweep(
             nfe=setting.nfe,
             k=setting.k,
             refresh=setting.refresh,
+            remasking=setting.remasking,
             min_length=min_length,
             temperature=temperature,
             latent_steps=latent_steps,
