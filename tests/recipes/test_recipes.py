@@ -212,6 +212,22 @@ def test_golden_losses_of_the_denoiser_recipe(denoiser: Path) -> None:
     assert losses(denoiser) == pytest.approx(GOLDEN_DENOISER, rel=2e-4)
 
 
+@pytest.mark.deepspeed
+def test_zero3_trains_the_denoiser_of_one_rank(
+    texts: Path, one_rank: Path, denoiser: Path, tmp_path: Path
+) -> None:
+    """Its places and modulations are parameters of their own, not of a layer that an engine knows."""
+    pytest.importorskip("deepspeed")
+    if shutil.which("g++") is None and shutil.which("c++") is None:
+        pytest.skip("DeepSpeed wants a C++ compiler")
+    launch("train_denoiser.py", "zero3_cpu2.yaml", *denoising(texts, one_rank, tmp_path / "run"))
+    assert losses(tmp_path / "run") == pytest.approx(losses(denoiser), abs=1e-5)
+    from safetensors.torch import load_file
+
+    ours, plain = (load_file(run / "export" / "model.safetensors") for run in (tmp_path / "run", denoiser))
+    assert all((ours[name] - tensor).abs().max() < 1e-5 for name, tensor in plain.items())
+
+
 def test_a_conditional_denoiser_starts_as_the_unconditional_one(
     texts: Path, one_rank: Path, denoiser: Path, tmp_path: Path
 ) -> None:
