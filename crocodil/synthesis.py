@@ -339,6 +339,7 @@ def _draw(
 
 
 def _method(name: str, refresh: Sequence[float] | None) -> Method:
+    name = name.lower() if isinstance(name, str) else name
     if name not in METHODS:
         raise CrocodilError(f"no method {name!r}: choose one of {', '.join(METHODS)}")
     method = METHODS[name]

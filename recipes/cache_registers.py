@@ -85,7 +85,8 @@ def cache(config: CacheRecipe, ranks: Accelerator) -> None:
         dtype=config.dtype,
         shard_samples=config.shard_samples,
     )
-    say(f"{spec.samples:,} windows in {spec.shards:,} shards, {spec.bytes / 2**30:,.2f} GiB in {config.out}")
+    size = f"{spec.bytes:,} bytes ({spec.bytes / 2**30:,.2f} GiB)"
+    say(f"{spec.samples:,} windows in {spec.shards:,} shards, {size} in {config.out}")
 
     # 2. How long it will take.
     if config.dry_run:

@@ -217,7 +217,8 @@ def train(config: DenoiserRecipe, run: Path, ranks: Accelerator, resume: str | N
                 return
         with engine.whole() as module, publishing(run, "export", replace=True) as directory:
             if ranks.is_main_process:
-                record = {"recipe": "train_denoiser", "steps": config.steps, "config": asdict(config)}
+                said = asdict(config) | ({"preset": None} if config.start is not None else {})
+                record = {"recipe": "train_denoiser", "steps": config.steps, "config": said}
                 whole = replace(trained, denoiser=module.denoiser)
                 save_denoiser(directory, whole, getattr(torch, config.export_dtype), record)
         progress.say(f"exported to {run / 'export'}")
