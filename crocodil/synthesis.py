@@ -151,21 +151,14 @@ def generate(
         float(guidance), block_size, float(temperature), remasking, renoise,
     )  # fmt: skip
     _require_denoisers(model, settings)
+
+    def draw(seeds: Sequence[int], x_BN: Tensor) -> tuple[Tensor, float]:
+        assert first is not None
+        noise_BkD = _noise(seeds, "registers", _made(first, settings.k), model.D)
+        return _draw(model, first, noise_BkD, settings, x_BN, x_BN == model.vocabulary.mask_id)
+
     seeds = range(seed, seed + n)
-    size = model.texts_per_batch(canvas.length)
-    out: list[Generated] = []
-    for start in range(0, n, size):
-        batch = seeds[start : start + size]
-        x_BN = canvas.ids_N.to(model.device).repeat(len(batch), 1)
-        clock = Clock(model.device)
-        z_BkD, cost = None, 0.0
-        if first is not None:
-            noise_BkD = _noise(batch, "registers", _made(first, settings.k), model.D)
-            is_masked_BN = x_BN == model.vocabulary.mask_id
-            with clock.latent():
-                z_BkD, cost = _draw(model, first, noise_BkD, settings, x_BN, is_masked_BN)
-        out += _write(model, batch, x_BN, z_BkD, cost, settings, canvas, clock, on_step)
-    return out
+    return _write_all(model, seeds, None if first is None else draw, settings, canvas, on_step)
 
 
 def vary(
@@ -214,21 +207,44 @@ def vary(
     )  # fmt: skip
     made = _made(trained, settings.k)
     encoded_kD = model.encode(text, made, truncate=truncate).values_WKD[0]
+
+    def draw(seeds: Sequence[int], x_BN: Tensor) -> tuple[Tensor, float]:
+        z_BkD = encoded_kD.expand(len(seeds), -1, -1)
+        if strength == 0:
+            return z_BkD[:, : settings.k], 0.0
+        s_Bk = times(torch.full((len(seeds),), float(strength)), trained.offsets_K[:made])
+        noisy_BkD = add_noise(z_BkD, s_Bk, _noise(seeds, "registers", made, model.D))
+        return _draw(model, trained, noisy_BkD, settings, start=float(strength))
+
     canvas = lay_out(model.vocabulary, model.window)
-    seeds = range(seed, seed + n)
-    size = model.texts_per_batch(canvas.length)
+    return _write_all(model, range(seed, seed + n), draw, settings, canvas, on_step)
+
+
+def _write_all(
+    model: Model,
+    seeds: Sequence[int],
+    draw: Callable[[Sequence[int], Tensor], tuple[Tensor, float]] | None,
+    settings: _Settings,
+    canvas: Canvas,
+    on_step: Callable[[Step], None] | None,
+) -> list[Generated]:
+    """Write a text for each seed, batch by batch.
+
+    Args:
+        draw: the first registers (B, k, D) of these seeds on these windows (B, N), and their price in demasker
+            evaluations by parameters; None without registers.
+    """
     out: list[Generated] = []
-    for start in range(0, n, size):
+    size = model.texts_per_batch(canvas.length)
+    for start in range(0, len(seeds), size):
         batch = seeds[start : start + size]
         x_BN = canvas.ids_N.to(model.device).repeat(len(batch), 1)
         clock = Clock(model.device)
-        z_BkD, cost = encoded_kD.expand(len(batch), -1, -1), 0.0
-        if strength > 0:
-            s_Bk = times(torch.full((len(batch),), float(strength)), trained.offsets_K[:made])
-            noisy_BkD = add_noise(z_BkD, s_Bk, _noise(batch, "registers", made, model.D))
+        z_BkD, cost = None, 0.0
+        if draw is not None:
             with clock.latent():
-                z_BkD, cost = _draw(model, trained, noisy_BkD, settings, None, None, start=float(strength))
-        out += _write(model, batch, x_BN, z_BkD[:, : settings.k], cost, settings, canvas, clock, on_step)
+                z_BkD, cost = draw(batch, x_BN)
+        out += _write(model, batch, x_BN, z_BkD, cost, settings, canvas, clock, on_step)
     return out
 
 
@@ -309,8 +325,8 @@ def _draw(
     trained: TrainedDenoiser,
     noisy_BkD: Tensor,
     settings: _Settings,
-    ids_BN: Tensor | None,
-    is_masked_BN: Tensor | None,
+    ids_BN: Tensor | None = None,
+    is_masked_BN: Tensor | None = None,
     start: float = 1.0,
 ) -> tuple[Tensor, float]:
     """Registers (B, k, D) of norm √D out of noise, and their price in demasker evaluations by parameters."""
@@ -381,10 +397,17 @@ def _require_denoisers(model: Model, settings: _Settings) -> None:
     """What later steps will ask for."""
     if _refresh_steps(settings.method, settings.nfe) and model.denoisers.conditional is None:
         raise _lacks(model, "conditional")
-    if settings.guidance != 1:
-        for kind in ("conditional", "unconditional"):
-            if settings.method.guided and getattr(model.denoisers, kind) is None:
-                raise _lacks(model, kind)
+    if settings.guidance == 1 or not settings.method.guided:
+        return
+    both = (model.denoisers.conditional, model.denoisers.unconditional)
+    for kind, trained in zip(("conditional", "unconditional"), both, strict=True):
+        if trained is None:
+            raise _lacks(model, kind)
+    if len({_made(trained, settings.k) for trained in both if trained is not None}) > 1:
+        raise CrocodilError(
+            "guidance compares the predictions of two denoisers, and these make different numbers of registers: "
+            "leave out guidance, or train both for as many"
+        )
 
 
 def _lacks(model: Model, kind: str) -> CrocodilError:

@@ -174,6 +174,13 @@ def test_guidance_goes_from_the_unconditional_prediction_beyond_the_conditional_
     assert torch.allclose(conditional, near, atol=1e-3)
 
 
+def test_guidance_between_denoisers_that_do_not_fit_is_refused(model: Model) -> None:
+    unequal = with_denoisers(model, Denoisers(trained(model, False, K=4), trained(model, True, K=2)))
+    with pytest.raises(CrocodilError, match="different numbers of registers"):
+        unequal.generate(guidance=2.0, **FEW)
+    assert unequal.generate(**FEW)
+
+
 class _AsConditional(nn.Module):
     """The unconditional denoiser, deaf to its condition."""
 
