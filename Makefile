@@ -18,7 +18,7 @@ DEV := $(VENV)/.installed-dev
 # DeepSpeed looks for ninja on the PATH.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup autoencode test test-slow check format bench train-nano report clean
+.PHONY: help setup autoencode generate test test-slow check format bench train-nano report clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,9 @@ setup: $(DEV) ## create .venv with everything, at pinned versions
 
 autoencode: $(BASE) ## programs to registers and back, a report in outputs/; FILE=path.py for your own
 	@$(BIN)/crocodil autoencode $(FILE) --nfe 4,8,32 --report outputs/autoencode $(ARGS)
+
+generate: $(BASE) ## new programs out of noise, a report in outputs/; ARGS="--method mdm", ARGS="--prompt import"
+	@$(BIN)/crocodil generate -n 4 --report outputs/generate $(ARGS)
 
 report: $(BASE) ## measure the bundled model on held-out programs: the paper's Table 1, in outputs/
 	@$(BIN)/crocodil evaluate --report outputs/evaluation $(ARGS)

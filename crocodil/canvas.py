@@ -61,12 +61,13 @@ def lay_out(
         raise CrocodilError(f"the prompt must be a text, not {prompt!r}")
     ids = [vocabulary.bos_id]
     last = -1
-    for part in [prompt] if template is None else _parts(template):
+    parts = [prompt or ""] if template is None else _parts(template)
+    for part in parts:
         if isinstance(part, str):
             ids += vocabulary.encode(part)
             last = len(ids) - 1 if part else last
         else:
-            ids += [mask] * part  # type: ignore[operator]
+            ids += [mask] * min(part, length)  # more cannot fit
     if len(ids) + 1 > length:
         raise CrocodilError(
             f"the {'prompt' if template is None else 'template'} takes {len(ids)} of the {length} positions of the "

@@ -24,7 +24,7 @@ from crocodil.denoiser.weights import TrainedDenoiser
 from crocodil.errors import CrocodilError, require_number, require_whole
 from crocodil.registers.geometry import normalise
 from crocodil.sampler.ddim import ddim
-from crocodil.sampler.demask import Step, demask
+from crocodil.sampler.demask import Step, check, demask
 
 if TYPE_CHECKING:
     from crocodil.model import Model
@@ -142,7 +142,7 @@ def generate(
     require_whole("seed", seed)
     require_number("guidance", guidance, 0)
     require_number("temperature", temperature, 0)
-    chosen = _method(method, refresh)
+    chosen = find_method(method, refresh)
     require_whole("min_length", min_length, 0)
     canvas = lay_out(model.vocabulary, model.resolve_length(length), prompt, template, min_length)
     first = _first_denoiser(model, chosen, canvas)
@@ -151,6 +151,14 @@ def generate(
         float(guidance), block_size, float(temperature), remasking, renoise,
     )  # fmt: skip
     _require_denoisers(model, settings)
+    check(
+        torch.tensor([canvas.slots]),
+        model.vocabulary.mask_id,
+        settings.nfe,
+        block_size,
+        temperature,
+        remasking,
+    )
 
     def draw(seeds: Sequence[int], x_BN: Tensor) -> tuple[Tensor, float]:
         assert first is not None
@@ -266,7 +274,7 @@ def _write(
     """
     vocabulary, rows_V = model.vocabulary, model.vocabulary.size
     demasker = model.autoencoder.demasker
-    refresh_at = _refresh_steps(settings.method, settings.nfe)
+    refresh_at = refreshes(settings.method, settings.nfe)
     costs_B = torch.full((len(seeds),), cost, dtype=torch.float64)
     z_BkD = None if z_BkD is None else z_BkD.to(model.device)
 
@@ -354,7 +362,12 @@ def _draw(
     return normalise(registers_BkD)[:, : settings.k], steps * ratio
 
 
-def _method(name: str, refresh: Sequence[float] | None) -> Method:
+def find_method(name: str, refresh: Sequence[float] | None = None) -> Method:
+    """A method by its name, with other refreshes where they are given.
+
+    Raises:
+        CrocodilError: no such method, fractions outside 0…1, or a method that has no refreshes to choose.
+    """
     name = name.lower() if isinstance(name, str) else name
     if name not in METHODS:
         raise CrocodilError(f"no method {name!r}: choose one of {', '.join(METHODS)}")
@@ -375,7 +388,7 @@ def _method(name: str, refresh: Sequence[float] | None) -> Method:
     return Method(refresh=tuple(alpha for alpha in fractions if alpha > 0))
 
 
-def _refresh_steps(method: Method, nfe: int) -> set[int]:
+def refreshes(method: Method, nfe: int) -> set[int]:
     """Numbers of steps done after which registers are drawn anew; never after the last."""
     if method.every_step:
         return set(range(1, nfe))
@@ -395,7 +408,7 @@ def _first_denoiser(model: Model, method: Method, canvas: Canvas) -> TrainedDeno
 
 def _require_denoisers(model: Model, settings: _Settings) -> None:
     """What later steps will ask for."""
-    if _refresh_steps(settings.method, settings.nfe) and model.denoisers.conditional is None:
+    if refreshes(settings.method, settings.nfe) and model.denoisers.conditional is None:
         raise _lacks(model, "conditional")
     if settings.guidance == 1 or not settings.method.guided:
         return

@@ -47,7 +47,7 @@ def model(bundle: str) -> Model:
 def one_load(model: Model, bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading is the model's business; here it happens once."""
     load = crocodil.load
-    monkeypatch.setattr(crocodil, "load", lambda name: model if name == bundle else load(name))
+    monkeypatch.setattr(crocodil, "load", lambda name, **rest: model if name == bundle else load(name))
 
 
 @pytest.fixture
@@ -461,7 +461,15 @@ def test_options_are_not_guessed() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["autoencode", "--help"], ["--version"], ["autoencode", "missing.py"]]
+    "words",
+    [
+        ["--help"],
+        ["autoencode", "--help"],
+        ["generate", "--help"],
+        ["--version"],
+        ["autoencode", "missing.py"],
+        ["generate", "--template", "[]"],
+    ],
 )
 def test_what_needs_no_model_does_not_wait_for_torch(words: list[str], tmp_path: Path) -> None:
     program = (

@@ -76,11 +76,11 @@ def program(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def terminal(capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """stdout is one, with colours."""
+    """stdout and stderr are one, with colours."""
     for name, value in {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "80"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda stream: True)
 
 
 def document(result: tuple[int, str, str]) -> Any:

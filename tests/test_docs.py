@@ -151,7 +151,7 @@ def test_command_line_examples_parse() -> None:
 
 def test_json_shapes_are_those_of_the_records() -> None:
     page = (ROOT / "docs" / "using.md").read_text("utf-8")
-    for record in (records.Reconstruction, records.GridRow, records.ModelFacts):
+    for record in (records.Reconstruction, records.GridRow, records.ModelFacts, records.Written):
         shape = ", ".join(f'"{name}"' for name in record.__dataclass_fields__)
         assert f"{{{shape}}}" in page, record.__name__
 

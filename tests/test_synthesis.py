@@ -15,7 +15,7 @@ from crocodil.denoiser.dit import Denoiser, DenoiserConfig
 from crocodil.denoiser.weights import Denoisers, TrainedDenoiser
 from crocodil.model import Model, load
 from crocodil.sampler.demask import Step
-from crocodil.synthesis import METHODS, Generated, Method, _refresh_steps
+from crocodil.synthesis import METHODS, Generated, Method, refreshes
 
 FEW = {"nfe": 4, "latent_steps": 3, "refresh_steps": 2, "k": 2}
 
@@ -137,7 +137,7 @@ def test_no_refresh_is_conthendisc(model: Model) -> None:
     ],
 )
 def test_a_refresh_comes_after_its_share_of_the_steps(method: Method, nfe: int, steps: set[int]) -> None:
-    assert _refresh_steps(method, nfe) == steps
+    assert refreshes(method, nfe) == steps
 
 
 def test_the_three_counts(model: Model) -> None:
@@ -299,11 +299,18 @@ def test_hidden_tokens_have_no_influence_on_partial_registers(model: Model) -> N
         ({"template": ["x"]}, "template is a list"),
         ({"template": ["x", 0]}, "template is a list"),
         ({"template": ["x", 400]}, "no room"),
+        ({"template": ["x", 10**12]}, "no room"),
+        ({"block_size": 10, "nfe": 2}, "blocks"),
         ({"remasking": "best"}, "remasking"),
         ({"block_size": 0}, "block_size"),
     ],
 )
-def test_bad_arguments_are_one_line(options: dict[str, object], message: str, model: Model) -> None:
+def test_bad_arguments_are_one_line(
+    options: dict[str, object], message: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is computed."""
+    for computes in ("ddim", "demask"):
+        monkeypatch.setattr(f"crocodil.synthesis.{computes}", None)
     with pytest.raises(CrocodilError, match=message) as refused:
         model.generate(**{"nfe": 2, "latent_steps": 1, "refresh_steps": 1} | options)  # type: ignore[arg-type]
     assert "\n" not in str(refused.value)

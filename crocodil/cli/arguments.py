@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from typing import NoReturn, TypeVar
 from crocodil import __version__
 from crocodil.errors import CrocodilError
 
-LISTS = ("--nfe", "--alphas", "--block-size", "--levels", "--sigmas")
+LISTS = ("--nfe", "--alphas", "--block-size", "--levels", "--sigmas", "--refresh", "--strength")
 """Options whose numbers may stand apart or behind commas."""
 NUMBERS = re.compile(r"-?[\d.,][\d.,e+-]*")
 
+METHODS = ("mdm", "conthendisc", "conwithindisc", "alg3")
+TEMPLATE = r"""'["x = [", 24, "]\n"]'"""
 SOURCE = "windows of the held-out part of a corpus: stdlib, a folder, a .jsonl or .parquet file"
 
 Number = TypeVar("Number", int, float)
@@ -94,6 +97,74 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     _encoding(one)
     _decoding(one)
+
+    one = verb("generate", "write new texts out of noise, and show how the first one forms")
+    one.add_argument(
+        "--method",
+        choices=METHODS,
+        default="conwithindisc",
+        help="where registers come from: nowhere (mdm), out of noise (conthendisc), and anew midway (conwithindisc, "
+        "default) or after every step (alg3)",
+    )
+    one.add_argument(
+        "--length", type=_positive, metavar="N", help="positions of a window (default the model's)"
+    )
+    one.add_argument(
+        "--min-length",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="positions in which no text ends (default none)",
+    )
+    given = one.add_mutually_exclusive_group()
+    given.add_argument("--prompt", metavar="TEXT", help="how the texts begin")
+    given.add_argument(
+        "--template",
+        type=_template,
+        metavar="JSON",
+        help=f"given texts, and numbers of tokens to write between them: {TEMPLATE}",
+    )
+    _synthesis(one, temperature=1.0, k="8 of those")
+    one.add_argument(
+        "--refresh",
+        type=_several(float),
+        metavar="A",
+        help="fractions of the steps after which registers are drawn anew, 0 for never (default the method's)",
+    )
+    one.add_argument(
+        "--refresh-steps",
+        type=_positive,
+        default=32,
+        metavar="N",
+        help="denoising steps of registers that are drawn anew (default 32)",
+    )
+    one.add_argument(
+        "--guidance",
+        type=_amount,
+        default=1.0,
+        metavar="W",
+        help="weight of the text so far in a refresh; 1 is the condition alone (default)",
+    )
+    one.add_argument(
+        "--block-size", type=_positive, metavar="N", help="positions of a block (default the window)"
+    )
+    _report(one)
+
+    one = verb("vary", "write texts near a given one: its registers are noised, denoised and decoded")
+    one.add_argument("file", metavar="FILE", help="a UTF-8 text; - reads stdin")
+    one.add_argument(
+        "--strength",
+        type=_several(float),
+        default=(0.5,),
+        metavar="S",
+        help="noise levels, 0 the text itself and 1 nothing of it: one or several (default 0.5)",
+    )
+    _synthesis(one, temperature=0.0, k="all")
+    one.add_argument(
+        "--truncate",
+        action="store_true",
+        help="cut a text that is longer than the window, instead of refusing it",
+    )
 
     one = verb("evaluate", "the table block size × NFE on held-out programs, as the paper's Table 1")
     _files(one)
@@ -185,6 +256,42 @@ def _sampling(parser: _Parser) -> None:
     )
 
 
+def _synthesis(parser: _Parser, temperature: float, k: str) -> None:
+    parser.add_argument("-n", type=_positive, default=1, metavar="N", help="texts to write (default 1)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the first text, and one more for each (default 0)",
+    )
+    parser.add_argument(
+        "--nfe", type=_positive, default=64, metavar="NFE", help="demasker evaluations of a text (default 64)"
+    )
+    parser.add_argument("--k", type=_positive, help=f"registers to use (default {k} that the denoisers make)")
+    parser.add_argument(
+        "--latent-steps",
+        type=_positive,
+        default=128,
+        metavar="N",
+        help="denoising steps of registers out of noise (default 128)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=_amount,
+        default=temperature,
+        metavar="T",
+        help=f"0 takes the likeliest token (default {temperature:g})",
+    )
+    parser.add_argument(
+        "--denoiser",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a denoiser to use instead of the model's own; once for each kind",
+    )
+
+
 def _report(parser: _Parser) -> None:
     parser.add_argument("--report", metavar="DIR", help="write an HTML report, DIR/index.html")
 
@@ -208,6 +315,29 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return value
+
+
+def _template(text: str) -> list[str | int]:
+    try:
+        parts = json.loads(text)
+    except (ValueError, RecursionError):
+        parts = None
+    good = isinstance(parts, list) and any(type(part) is int for part in parts)
+    if not good or not all(isinstance(part, str) or (type(part) is int and part > 0) for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"{text[:60]!r} is no JSON list of texts and of numbers of tokens to write, as {TEMPLATE}"
+        )
+    return parts
 
 
 def _join_numbers(argv: list[str]) -> list[str]:

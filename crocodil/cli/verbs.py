@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,15 @@ from rich.console import Console
 import crocodil
 from crocodil.cli.inputs import held_out_sources, read_file, read_source, read_sources
 from crocodil.errors import CrocodilError
-from crocodil.report.progress import bar, spinner
-from crocodil.report.records import Decoding, Report
+from crocodil.report.progress import bar, spinner, spinner_then_bar
+from crocodil.report.records import Decoding, Demasking, Report, Synthesis, Written
 from crocodil.report.visible import visible
 
 if TYPE_CHECKING:
     from crocodil.model import Model
+    from crocodil.report.forming import Forming
+    from crocodil.sampler.demask import Step
+    from crocodil.synthesis import Generated
 
 TABLE_TOKENS = 384
 """Tokens of the windows that the small table of `autoencode --report` is measured on; seconds on two cores."""
@@ -148,6 +152,95 @@ def interpolate(args: argparse.Namespace) -> None:
         _print_texts([(f"alpha {item['alpha']:g}, NFE {item['nfe']}", str(item["text"])) for item in items])
 
 
+def generate(args: argparse.Namespace) -> None:
+    """New texts out of noise (Alg. 2, 3)."""
+    if args.refresh and not (min(args.refresh) >= 0 and max(args.refresh) < 1):
+        raise CrocodilError("--refresh must be between 0 (none) and below 1 of the steps")
+    folder = _folder(args.report)
+    model = _load(args.model, args.denoiser)
+    from crocodil.canvas import lay_out
+    from crocodil.report.forming import Forming
+    from crocodil.synthesis import find_method, refreshes
+
+    window = lay_out(model.vocabulary, model.resolve_length(args.length), args.prompt, args.template)
+    steps = min(args.nfe, window.slots)
+    refreshed = refreshes(find_method(args.method, args.refresh), steps)
+    names = (
+        "method", "length", "min_length", "prompt", "template", "k", "refresh", "guidance", "temperature",
+    )  # fmt: skip
+    options = {name: getattr(args, name) for name in names}
+    # what will be refused is refused now, and slow first evaluations are off the clock
+    model.generate(**options, nfe=1, latent_steps=1, refresh_steps=1)
+    forming = Forming(model.vocabulary, window.ids_N)
+    options |= {"nfe": args.nfe, "latent_steps": args.latent_steps, "refresh_steps": args.refresh_steps}
+    wait = "" if args.method == "mdm" else "drawing registers out of noise"
+    with _watch(args, forming, steps, refreshed, wait) as on_step:
+        made = model.generate(args.n, seed=args.seed, block_size=args.block_size, on_step=on_step, **options)
+    texts = [_written(one) for one in made]
+    if args.json:
+        items = [asdict(text) for text in texts]
+        _print_json({"model": model.name, "method": args.method, "items": items})
+    else:
+        _print_texts([(_heading(at, text), text.text) for at, text in enumerate(texts)], sys.stdout.isatty())
+    if folder:
+        z_kD = made[0].registers_kD
+        k = 0 if z_kD is None else len(z_kD)
+        first, length = texts[0], window.length
+        name = f"text 1, seed {first.seed}"
+        _write(
+            folder,
+            _report(
+                model,
+                Decoding((), k),
+                "A text out of noise" if args.n == 1 else "Texts out of noise",
+                demasking=Demasking(name, forming.tokens, first.nfe, min(args.block_size or length, length)),
+                synthesis=Synthesis(
+                    args.method,
+                    steps,
+                    args.latent_steps,
+                    args.refresh_steps,
+                    args.temperature,
+                    tuple(step for step in sorted(refreshed) if step < first.nfe),
+                    texts,
+                ),
+            ),
+        )
+
+
+def vary(args: argparse.Namespace) -> None:
+    """Texts near a given one: its registers noised to each strength, denoised, and decoded."""
+    if min(args.strength) < 0 or max(args.strength) > 1:
+        raise CrocodilError("--strength must be between 0 (the text itself) and 1 (nothing of it)")
+    source = read_source(args.file)
+    model = _load(args.model, args.denoiser)
+    from crocodil.canvas import lay_out
+    from crocodil.report.forming import Forming
+
+    fits = model.window - 2
+    if not args.truncate and len(model.vocabulary.encode(source.text, limit=fits + 1)) > fits:
+        raise CrocodilError(
+            f"{source.file} is longer than the window of {model.window} tokens; --truncate cuts it"
+        )
+    options = {name: getattr(args, name) for name in ("k", "temperature", "truncate")}
+    model.vary(source.text, **options, nfe=1, latent_steps=1)
+    options |= {"nfe": args.nfe, "latent_steps": args.latent_steps, "seed": args.seed}
+    window = lay_out(model.vocabulary, model.window)
+    found: list[tuple[float, Written]] = []
+    for strength in args.strength:
+        wait = f"drawing registers at strength {strength:g}" if strength else ""
+        forming = Forming(model.vocabulary, window.ids_N)
+        with _watch(args, forming, min(args.nfe, window.slots), (), wait) as on_step:
+            made = model.vary(source.text, strength, args.n, on_step=on_step, **options)
+        found += [(strength, _written(one)) for one in made]
+    if args.json:
+        items = [{"strength": strength, **asdict(text)} for strength, text in found]
+        _print_json({"model": model.name, "items": items})
+    else:
+        headings = [f"strength {s:g}, {_heading(at % args.n, text)}" for at, (s, text) in enumerate(found)]
+        texts = [text.text for _, text in found]
+        _print_texts(list(zip(headings, texts, strict=True)), sys.stdout.isatty())
+
+
 def evaluate(args: argparse.Namespace) -> None:
     """The table block size × NFE (Tab. 1) on held-out programs."""
     if args.source is not None and (args.files or args.held_out):
@@ -234,9 +327,42 @@ def info(args: argparse.Namespace) -> None:
         print(f"{name.replace('_', ' '):20} {visible(shown)}")
 
 
-def _load(name: str) -> Model:
+def _load(name: str, denoisers: Sequence[str] = ()) -> Model:
     with spinner("loading the model"):
-        return crocodil.load(name)
+        return crocodil.load(name, denoisers=denoisers)
+
+
+@contextmanager
+def _watch(
+    args: argparse.Namespace, forming: Forming, steps: int, refreshes: Collection[int], wait: str
+) -> Iterator[Callable[[Step], None]]:
+    """The first text while it is written, where somebody looks at stdout; else a bar, where somebody looks at stderr.
+
+    Gives:
+        What is to be told of every step.
+    """
+    if sys.stdout.isatty() and not args.json:
+        from crocodil.report.live import watch
+
+        with watch(_console(), forming, args.n, refreshes, wait) as note:
+            yield note
+        return
+    with spinner_then_bar(wait or "writing", "writing", args.n * steps) as progress:
+
+        def on_step(step: Step) -> None:
+            forming.note(step)
+            progress(len(step.ids_BN))
+
+        yield on_step
+
+
+def _written(one: Generated) -> Written:
+    return Written(one.text, one.seed, one.nfe, one.nfe_paper, one.nfe_wall, one.seconds)
+
+
+def _heading(at: int, text: Written) -> str:
+    counts = f"NFE {text.nfe} (paper's count {text.nfe_paper:.1f}, wall {text.nfe_wall:.1f})"
+    return f"text {at + 1}, seed {text.seed}, {counts}, {text.seconds:.1f} s"
 
 
 def _decoding(args: argparse.Namespace) -> Decoding:
@@ -294,10 +420,10 @@ def _print_json(document: object) -> None:
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
-def _print_texts(texts: Sequence[tuple[str, str]]) -> None:
+def _print_texts(texts: Sequence[tuple[str, str]], always_headed: bool = False) -> None:
     """Texts under their headings, one alone without; as they are for a file or a pipe, harmless for a terminal."""
     for at, (heading, text) in enumerate(texts):
-        if len(texts) > 1:
+        if len(texts) > 1 or always_headed:
             text = f"{'' if at == 0 else chr(10)}==> {heading} <==\n{text}"
         if sys.stdout.isatty():
             print(visible(text), end="" if text.endswith("\n") else "\n")

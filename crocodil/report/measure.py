@@ -14,9 +14,10 @@ import torch
 from crocodil.metrics.reconstruction import cer, corpus_cer, exact_match, mean_cer
 from crocodil.model import Model
 from crocodil.registers.registers import Registers
+from crocodil.report.forming import Forming
 from crocodil.report.paper import cer_at
-from crocodil.report.records import Decoding, Demasking, GridRow, Reconstruction, Source, Token
-from crocodil.sampler.demask import Step, demask
+from crocodil.report.records import Decoding, Demasking, GridRow, Reconstruction, Source
+from crocodil.sampler.demask import demask
 from crocodil.text.windows import split_text
 
 Progress = Callable[[int], None]
@@ -163,16 +164,7 @@ def record_demasking(model: Model, encoded: Encoded, decoding: Decoding, nfe: in
     """Write the first window of a text once more and note the step that revealed each token."""
     first = replace(encoded.registers, values_WKD=encoded.registers.values_WKD[:1], windows=(1,))
     length = decoding.length or model.window
-    revealed_N = torch.full((length,), nfe)
-    final_N = torch.empty(length, dtype=torch.long)
-
-    def note(step: Step) -> None:
-        # a token counts as revealed by the step after the last one that left it masked
-        hidden_N = step.is_masked_BN[0].cpu()
-        revealed_N[~hidden_N] = revealed_N[~hidden_N].clamp_max(step.number)
-        revealed_N[hidden_N] = nfe
-        final_N.copy_(step.ids_BN[0].cpu())
-
+    forming = Forming(model.vocabulary, torch.full((length,), model.vocabulary.mask_id))
     model.decode(
         first,
         nfe=nfe,
@@ -180,10 +172,9 @@ def record_demasking(model: Model, encoded: Encoded, decoding: Decoding, nfe: in
         length=length,
         temperature=decoding.temperature,
         seed=decoding.seed,
-        on_step=note,
+        on_step=forming.note,
     )
-    tokens = _tokens(model, final_N.tolist(), revealed_N.tolist())
-    return Demasking(encoded.file, tokens, nfe, min(decoding.block_size or length, length))
+    return Demasking(encoded.file, forming.tokens, nfe, min(decoding.block_size or length, length))
 
 
 def window_evaluations(encoded: Sequence[Encoded], nfes: Sequence[int]) -> int:
@@ -209,17 +200,3 @@ def _beginning(model: Model, text: str) -> str:
     """What of a text fits one window, without a character that is cut through."""
     ids = model.vocabulary.encode(text, limit=model.window - 2)
     return model.vocabulary.decode_bytes(ids).decode("utf-8", errors="ignore")
-
-
-def _tokens(model: Model, ids: Sequence[int], revealed: Sequence[int]) -> tuple[Token, ...]:
-    vocabulary = model.vocabulary
-    end = ids.index(vocabulary.eos_id) if vocabulary.eos_id in ids else len(ids)
-    tokens = []
-    for at, (id, step) in enumerate(zip(ids, revealed, strict=True)):
-        piece = vocabulary.token_bytes(id) or b""
-        if at < end:
-            kind = "start" if id == vocabulary.bos_id else "text"
-        else:
-            kind = "end" if at == end else "tail"
-        tokens.append(Token(piece.decode("utf-8", errors="replace"), step, kind))
-    return tuple(tokens)

@@ -12,15 +12,27 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from crocodil.atomic import write_atomically
 from crocodil.metrics.reconstruction import parses
 from crocodil.report.diff import Row, diff
+from crocodil.report.forming import at_step
 from crocodil.report.palette import ink_on, step_colour
 from crocodil.report.paper import CAPTION
-from crocodil.report.records import Demasking, GridRow, ModelFacts, Reconstruction, Report, Token
+from crocodil.report.records import (
+    Demasking,
+    GridRow,
+    ModelFacts,
+    Reconstruction,
+    Report,
+    Synthesis,
+    Token,
+)
 from crocodil.report.summary import summarise
 from crocodil.report.visible import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 FRAMES = 6
 """Small pictures under the large one."""
+STAGES = 5
+"""Times at which a text out of noise is shown on its way."""
+MASKED = "▪"
 COLUMNS = 16
 """Cells in a line of the map of a window."""
 
@@ -50,7 +62,7 @@ def render(report: Report) -> str:
     templates.filters |= {"visible": visible, "size": _size, "count": _count}
     return templates.get_template("report.html.jinja").render(
         report=report,
-        facts=_facts(report.model, report.k),
+        facts=_facts(report.model, report.k) + (_settings(report.synthesis) if report.synthesis else []),
         summary=summarise(report.reconstructions) if report.reconstructions else [],
         files=_files(report.reconstructions),
         nfes=list(dict.fromkeys(r.nfe for r in report.reconstructions)),
@@ -60,6 +72,9 @@ def render(report: Report) -> str:
         worst=max([1e-9, *(min(row.cer, 1.0) for row in report.grid)]),
         paper=CAPTION,
         picture=_picture(report.demasking) if report.demasking else None,
+        lead=_lead(report),
+        stages=_stages(report.demasking) if report.synthesis and report.demasking else [],
+        refreshed=_after(report.synthesis) if report.synthesis else "",
     )
 
 
@@ -121,8 +136,19 @@ class _Picture:
     colours: Sequence[str]
     columns: int
     lines: int
+    given: int
+    """Tokens that were not written."""
     tail: int
     """Tokens after the end of the text."""
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A text on its way: runs of tokens that are `masked`, `new` since the stage before, or `old`."""
+
+    step: int
+    runs: Sequence[tuple[str, str]]
+    """Kind and characters."""
 
 
 def _files(reconstructions: Sequence[Reconstruction]) -> list[_File]:
@@ -151,18 +177,36 @@ def _picture(demasking: Demasking) -> _Picture:
         [step_colour(step, steps) for step in range(1, steps + 1)],
         COLUMNS,
         -(-len(cells) // COLUMNS),
+        counts[0],
         sum(token.kind == "tail" for token in demasking.tokens),
     )
 
 
+def _stages(demasking: Demasking) -> list[_Stage]:
+    stages, last = [], 0
+    for step in sorted({round(i * demasking.nfe / (STAGES - 1)) for i in range(STAGES)}):
+        runs = []
+        shown = [
+            (token.kind if token.kind == "masked" else "new" if token.step > last else "old", token)
+            for token in at_step(demasking.tokens, step)
+        ]
+        for kind, group in groupby(shown, key=lambda one: one[0]):
+            tokens = [token for _, token in group]
+            text = MASKED * len(tokens) if kind == "masked" else visible("".join(t.text for t in tokens))
+            runs.append((kind, text))
+        stages.append(_Stage(step, runs))
+        last = step
+    return stages
+
+
 def _cell(at: int, token: Token, steps: int) -> _Cell:
-    colour = step_colour(token.step, steps)
+    colour = step_colour(max(token.step, 1), steps)
     text = visible(token.text)
     names = {"start": "start of text", "end": "end of text", "tail": "after the end"}
     hint = names.get(token.kind) or repr(token.text)
     return _Cell(
         text.replace("\n", "↵\n"),
-        f"{hint}: position {at}, step {token.step}",
+        f"{hint}: position {at}, " + (f"step {token.step}" if token.step else "given"),
         token.step,
         token.kind,
         colour,
@@ -187,6 +231,43 @@ def _facts(model: ModelFacts, k: int) -> list[tuple[str, str]]:
     if model.licence:
         facts.append(("licence", model.licence))
     return facts
+
+
+def _settings(synthesis: Synthesis) -> list[tuple[str, str]]:
+    """The header's lines for texts out of noise."""
+    steps = []
+    if synthesis.method not in ("mdm", "alg3"):
+        steps.append(f"{synthesis.latent_steps} from noise")
+    if synthesis.refreshes:
+        steps.append(f"{synthesis.refresh_steps} a refresh")
+    facts = [("method", f"{synthesis.method}, NFE {synthesis.nfe}, temperature {synthesis.temperature:g}")]
+    return facts + ([("denoising steps", ", ".join(steps))] if steps else [])
+
+
+def _lead(report: Report) -> str:
+    """What was done, in a sentence."""
+    if report.synthesis is None:
+        return (
+            f"Each text was written into {report.k} continuous registers per window, and back into text by a masked "
+            "diffusion language model that saw nothing but those registers."
+        )
+    if report.synthesis.method == "mdm":
+        return "A masked diffusion language model wrote each text by itself, without registers."
+    again = _after(report.synthesis)
+    return (
+        f"A diffusion model drew {report.k} continuous registers out of noise"
+        f"{f', and anew {again}, given what stood there by then' if again else ''}; "
+        "a masked diffusion language model wrote the text under them."
+    )
+
+
+def _after(synthesis: Synthesis) -> str:
+    """When registers were drawn anew: `after steps 10 and 20`, or nothing."""
+    if synthesis.method == "alg3":
+        return "after every step"
+    *first, last = map(str, synthesis.refreshes) if synthesis.refreshes else [""]
+    steps = f"steps {', '.join(first)} and {last}" if first else f"step {last}"
+    return f"after {steps}" if last else ""
 
 
 def _size(count: int) -> str:

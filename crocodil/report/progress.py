@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -29,3 +29,20 @@ def bar(message: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(message, total=total)
         yield lambda done: progress.advance(task, done)
+
+
+@contextmanager
+def spinner_then_bar(wait: str, message: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A spinner until there is a first thing to tell of, then a bar."""
+    with ExitStack() as shown:
+        shown.enter_context(spinner(wait))
+        advance: Callable[[int], None] | None = None
+
+        def tell(done: int) -> None:
+            nonlocal advance
+            if advance is None:
+                shown.close()
+                advance = shown.enter_context(bar(message, total))
+            advance(done)
+
+        yield tell

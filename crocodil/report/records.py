@@ -70,9 +70,9 @@ class Token:
     text: str
     """Empty where the token stands for no text."""
     step: int
-    """The step that revealed it, from 1."""
+    """The step that revealed it, from 1; 0 where it was given."""
     kind: str
-    """`text`, `start`, `end` (the first EOS) or `tail` (what stands after it)."""
+    """`text`, `start`, `end` (the first EOS), `tail` (what stands after it), or `masked` in the middle of a run."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,37 @@ class Demasking:
     tokens: tuple[Token, ...]
     nfe: int
     block_size: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """One text out of noise. The three counts answer different questions and are never added."""
+
+    text: str
+    seed: int
+    nfe: int
+    """Demasker evaluations until the text was complete."""
+    nfe_paper: float
+    """The same, plus latent steps by the ratio of parameters, as the paper counts."""
+    nfe_wall: float
+    """The same, plus the time for registers in units of the measured time of a demasker evaluation."""
+    seconds: float
+    """Wall time of the batch that it was written in."""
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Texts out of noise, and how they were made."""
+
+    method: str
+    nfe: int
+    """Demasker evaluations of a text at most."""
+    latent_steps: int
+    refresh_steps: int
+    temperature: float
+    refreshes: tuple[int, ...]
+    """Steps after which registers were drawn anew."""
+    texts: Sequence[Written]
 
 
 @dataclass(frozen=True)
@@ -129,3 +160,4 @@ class Report:
     grid_length: int = 0
     """Tokens of the grid's windows at most."""
     demasking: Demasking | None = None
+    synthesis: Synthesis | None = None

@@ -98,7 +98,7 @@ def demask(
     """
     slot_BN = x_BN == mask_id
     slots_B = slot_BN.sum(dim=1).cpu()
-    block_size = _check(slots_B, mask_id, nfe, block_size, temperature, remasking)
+    block_size = check(slots_B, mask_id, nfe, block_size, temperature, remasking)
     if renoise and eos_id is not None:
         raise CrocodilError("renoise masks texts anew that an early end takes for complete: leave out eos_id")
     numbers = _Numbers(generator, slot_BN)
@@ -187,10 +187,14 @@ class _Numbers:
         return out_BN
 
 
-def _check(
+def check(
     slots_B: Tensor, mask_id: int, nfe: int, block_size: int | None, temperature: float, remasking: str
 ) -> int:
-    """Refuse what cannot be done, before anything is computed; returns the block size."""
+    """Refuse what `demask` cannot do with rows of so many slots; returns the block size.
+
+    Raises:
+        CrocodilError: numbers that do not fit.
+    """
     most = int(slots_B.max()) if len(slots_B) else 0
     if most == 0:
         raise CrocodilError(f"nothing to fill in: no position holds the mask token {mask_id}")

@@ -12,7 +12,7 @@ import pytest
 
 from crocodil.report.page import render, write_report
 from crocodil.report.palette import ink_on, step_colour
-from crocodil.report.records import Report
+from crocodil.report.records import Demasking, Report, Synthesis, Token, Written
 
 VOID = {"meta", "input", "br", "hr", "img", "link"}
 
@@ -98,6 +98,65 @@ def test_parts_that_were_not_measured_are_absent(report: Report) -> None:
     page = render(replace(report, reconstructions=(), demasking=None))
     assert read(page).scripts == 0
     assert "Source and reconstruction" not in page and "Block size and NFE" in page
+
+
+@pytest.fixture
+def synthesis(report: Report) -> Report:
+    """Two texts out of noise, the first with a beginning that was given."""
+    hostile = "</pre><script>alert(1)</script>\x1b"
+    texts = [Written(hostile, 7, 4, 12.25, 9.5, 0.5), Written("", 8, 2, 10.25, 7.5, 0.5)]
+    tokens = (Token("<i>", 0, "text"), Token("\x1b", 3, "text"), Token("", 4, "end"), Token("", 1, "tail"))
+    return replace(
+        report,
+        reconstructions=(),
+        grid=(),
+        demasking=Demasking("text 1, seed 7", tokens, 4, 4),
+        synthesis=Synthesis("conwithindisc", 8, 16, 4, 1.0, (2,), texts),
+    )
+
+
+def test_texts_out_of_noise_stand_with_their_seed_and_three_counts(synthesis: Report) -> None:
+    page = render(synthesis)
+    assert read(page).scripts == 1 and not read(page).loads and "\x1b" not in page
+    assert page.count('<article class="card text"') == 2 and "text 2, seed 8" in page
+    assert "<b>4</b> NFE" in page and "<b>12.2</b> paper’s count" in page and "<b>9.5</b> wall" in page
+    assert "registers drawn anew after step 2." in page and "16 from noise, 4 a refresh" in page
+
+
+def test_a_text_forms_in_stages(synthesis: Report) -> None:
+    page = render(synthesis)
+    stages = re.findall(r'<figure class="stage">.*?<pre>(.*?)</pre>', page, re.DOTALL)
+    assert stages == [
+        "&lt;i&gt;<i>▪▪▪</i>",
+        "&lt;i&gt;<i>▪▪</i>",
+        "&lt;i&gt;<i>▪▪</i>",
+        "&lt;i&gt;<ins>‹ESC›</ins><i>▪</i>",
+        "&lt;i&gt;‹ESC›<ins></ins>",
+    ]
+
+
+def test_what_was_given_has_no_step(synthesis: Report) -> None:
+    page = render(synthesis)
+    assert 'data-counts="1,2,2,3,4"' in page and 'data-step="0" class="given"' in page
+    assert "position 0, given" in page and "3 of the 4 positions masked at first and the others given" in page
+
+
+@pytest.mark.parametrize(
+    ("method", "refreshes", "said"),
+    [
+        ("mdm", (), "by itself, without registers"),
+        ("conthendisc", (), "out of noise; a masked"),
+        ("conwithindisc", (2,), "anew after step 2, given"),
+        ("conwithindisc", (1, 2, 3), "anew after steps 1, 2 and 3, given"),
+        ("alg3", (1, 2, 3), "anew after every step, given"),
+    ],
+)
+def test_the_page_says_what_the_method_did(
+    method: str, refreshes: tuple[int, ...], said: str, synthesis: Report
+) -> None:
+    assert synthesis.synthesis is not None
+    how = replace(synthesis.synthesis, method=method, refreshes=refreshes)
+    assert said in render(replace(synthesis, synthesis=how))
 
 
 def test_equal_reports_give_equal_pages(report: Report) -> None:
