@@ -52,7 +52,7 @@ class Model:
         self.vocabulary = vocabulary
         self.window = window
         self.name = name
-        self._denoiser_folders = tuple(denoiser_folders)
+        self.denoiser_folders = tuple(denoiser_folders)
 
     @property
     def K(self) -> int:
@@ -71,7 +71,7 @@ class Model:
     @cached_property
     def denoisers(self) -> Denoisers:
         """What makes registers out of noise."""
-        return open_denoisers(self._denoiser_folders, self.fingerprint, self.device)
+        return open_denoisers(self.denoiser_folders, self.fingerprint, self.device)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -9,7 +9,8 @@ import crocodil
 from crocodil.bundle import BUNDLED
 from crocodil.metrics.reconstruction import corpus_cer
 from crocodil.model import Model
-from crocodil.text.windows import split_text
+from crocodil.reproduce.denoising import psnr_by_time
+from crocodil.text.windows import Sample, split_text
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,34 @@ def test_its_encoder_is_a_sentence_transformer(nano: Model) -> None:
     theirs = torch.tensor(opened.encode(texts, show_progress_bar=False))
     ours = nano.encode(texts, k=1).values_WKD[:, 0]
     assert torch.cosine_similarity(theirs, ours).min() > 0.99999
+
+
+def test_its_denoisers_know_its_registers(nano: Model) -> None:
+    """On programs they were not trained on: better than the mean register, and better still given half of the text."""
+    texts = [path.read_text("utf-8") for path in sorted((BUNDLED / "examples").glob("*.py"))]
+    pieces = [split_text(text, nano.vocabulary, nano.window)[0] for text in texts][:4]
+    samples = [Sample(i, tuple(ids), nano.window) for i, ids in enumerate(pieces)]
+    for k in (8, nano.K):
+        rows = {
+            (row.s, row.visible): row.psnr for row in psnr_by_time(nano, samples, (0.3, 0.8), (0.5,), k=k)
+        }
+        assert rows[0.3, None] > 6 and rows[0.8, None] > 1
+        assert rows[0.3, 0.5] > rows[0.3, None] + 0.3 and rows[0.8, 0.5] > rows[0.8, None] + 1
+
+
+def test_it_varies_a_text_as_much_as_it_is_told(nano: Model) -> None:
+    text = "".join(sorted((BUNDLED / "examples").glob("*.py"))[0].read_text("utf-8"))[:400]
+    near, far = (
+        corpus_cer([one.text for one in nano.vary(text, s, n=2, nfe=8, latent_steps=16)], [text] * 2)
+        for s in (0.2, 0.9)
+    )
+    assert near < 0.1 < 0.5 < far
+
+
+def test_it_writes_new_texts_and_keeps_a_prompt() -> None:
+    options = {"nfe": 8, "latent_steps": 8, "refresh_steps": 8, "min_length": 200}
+    texts = [one.text for one in crocodil.generate(2, seed=7, **options)]
+    assert len(set(texts)) == 2 and all(len(text) > 200 for text in texts)
+    assert crocodil.generate(seed=8, **options)[0].text == texts[1]
+    prompt = "def area(radius):\n"
+    assert crocodil.generate(prompt=prompt, **options)[0].text.startswith(prompt)

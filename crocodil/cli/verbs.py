@@ -323,6 +323,8 @@ def info(args: argparse.Namespace) -> None:
         _print_json(facts)
         return
     for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{kind} {count:,}" for kind, count in value.items()) or "none"
         shown = f"{value:,}" if isinstance(value, int) else value or "not stated"
         print(f"{name.replace('_', ' '):20} {visible(shown)}")
 

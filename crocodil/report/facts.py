@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ import yaml
 from crocodil.bundle import resolve
 from crocodil.model import Model
 from crocodil.report.records import ModelFacts
+from crocodil.shards import list_tensors, read_json
 
 
 def model_facts(model: Model) -> ModelFacts:
@@ -25,6 +28,7 @@ def model_facts(model: Model) -> ModelFacts:
         vocabulary=model.vocabulary.size,
         encoder_parameters=_parameters(model.autoencoder.encoder),
         demasker_parameters=_parameters(model.autoencoder.demasker),
+        denoiser_parameters=_denoisers(model.denoiser_folders),
         bytes=sum(file.stat().st_size for file in folder.rglob("*.safetensors")),
         fingerprint=model.fingerprint,
         licence=_licence(folder / "README.md"),
@@ -42,6 +46,15 @@ def machine(device: torch.device) -> str:
 
 def _parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _denoisers(folders: Sequence[Path]) -> dict[str, int]:
+    """Parameters of each denoiser by its kind, from headers alone: nothing is loaded that may not be wanted."""
+    found = {}
+    for folder in folders:
+        kind = "conditional" if read_json(folder / "config.json").get("conditional") else "unconditional"
+        found[kind] = sum(math.prod(stored.shape) for stored in list_tensors(folder).values())
+    return found
 
 
 def _licence(card: Path) -> str:

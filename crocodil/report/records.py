@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -132,6 +132,8 @@ class ModelFacts:
     """Rows of the token table."""
     encoder_parameters: int
     demasker_parameters: int
+    denoiser_parameters: Mapping[str, int]
+    """Of each denoiser it has, by its kind: `unconditional`, `conditional`."""
     bytes: int
     """Size of the weights on disk."""
     fingerprint: str

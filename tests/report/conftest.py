@@ -50,7 +50,7 @@ def report() -> Report:
         GridRow(32, 4, 3, 0.5, 0.4, 0, 0.02, cer_at(32, 4, 32)),
     ]
     facts = ModelFacts(
-        "tiny", "/models/tiny", 32, 4, 24, 325, 1000, 2_000_000, 3_000_000, "f00d", "apache-2.0", 7
+        "tiny", "/models/tiny", 32, 4, 24, 325, 1000, 2_000_000, {}, 3_000_000, "f00d", "apache-2.0", 7
     )
     return Report(
         "A test",
