@@ -12,15 +12,16 @@ Shape letters: n samples of a shard, N samples asked for, K registers, D registe
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -116,13 +117,14 @@ class CacheWriter:
                 f"and {len(windows)}"
             )
         tensors = _pack(values_nKD, spec.dtype) | {
-            "ids": torch.tensor([i for window in windows for i in window], dtype=torch.int32),
+            "ids": torch.from_numpy(np.fromiter(chain.from_iterable(windows), np.int32)),
             "offsets": torch.tensor([0, *map(len, windows)]).cumsum(0),
         }
         data = save(tensors)
-        write_atomically(self.folder / _file(shard), data)
-        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        about = {"bytes": len(data), "blake2b": digest, "encoder": spec.encoder}
+        with ThreadPoolExecutor(1) as beside:  # the digest is taken while the disk is busy
+            digest = beside.submit(lambda: hashlib.blake2b(data, digest_size=16).hexdigest())
+            write_atomically(self.folder / _file(shard), data)
+        about = {"bytes": len(data), "blake2b": digest.result(), "encoder": spec.encoder}
         write_atomically(self.folder / _manifest(shard), json.dumps(about) + "\n")
 
     def _is_whole(self, shard: int) -> bool:
@@ -170,10 +172,17 @@ class RegisterCache:
         if not 1 <= k <= spec.K:
             raise CrocodilError(f"k must be between 1 and the {spec.K} registers of this cache, not {k}")
         out = torch.empty(len(samples), k, spec.D)
-        for at, sample in enumerate(samples):
-            tensors, row = self._find(sample)
-            value = tensors["values"][row, :k].float()
-            out[at] = value * tensors["scales"][row, :k, None] if spec.dtype == "int8" else value
+        at = 0
+        while at < len(samples):
+            tensors, row = self._find(samples[at])
+            most = min(len(samples) - at, len(tensors["values"]) - row)
+            # neighbours of one shard are read at once
+            n = next((n for n in range(1, most) if samples[at + n] != samples[at] + n), most)
+            place = out[at : at + n]
+            place.copy_(tensors["values"][row : row + n, :k])
+            if spec.dtype == "int8":
+                place.mul_(tensors["scales"][row : row + n, :k, None])
+            at += n
         return out
 
     def window(self, sample: int) -> list[int]:
@@ -182,17 +191,13 @@ class RegisterCache:
         start, end = tensors["offsets"][row : row + 2].tolist()
         return tensors["ids"][start:end].tolist()
 
-    @cached_property
-    def _starts(self) -> list[int]:
-        return [self.spec.samples_of(shard).start for shard in range(self.spec.shards)]
-
     def _find(self, sample: int) -> tuple[dict[str, Tensor], int]:
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} of {len(self)}")
-        shard = bisect.bisect_right(self._starts, sample) - 1
+        shard, row = divmod(sample, self.spec.shard_samples)
         if shard not in self._opened:
             self._opened[shard] = self._open(shard)
-        return self._opened[shard], sample - self._starts[shard]
+        return self._opened[shard], row
 
     def _check(self, shard: int) -> dict[str, Any]:
         """A shard's manifest, once its size agrees."""

@@ -1,6 +1,6 @@
 """DDIM over registers with a time for each register (Song et al. 2021, Eq. 12 at η = 0; CRoCoDiL App. E).
 
-Shape letters: B samples, K registers, D register width.
+Shape letters: B samples, K registers, D register width, T base times.
 """
 
 from __future__ import annotations
@@ -61,19 +61,30 @@ def ddim(
     if not 0 < start <= 1:
         raise CrocodilError(f"denoising starts at a noise level above 0 and at most 1, not {start}")
     offsets_K = offsets_K.double().to(noisy_BKD.device)
-    end = -float(offsets_K.max())
-    at = lambda base: (base + offsets_K).clamp(0.0, 1.0).expand(len(noisy_BKD), -1)  # noqa: E731
-    x, level_BK = noisy_BKD, at(start)
+    base_T = torch.linspace(start, -float(offsets_K.max()), steps + 1, dtype=torch.float64)
+    level_TK = (base_T.to(offsets_K.device)[:, None] + offsets_K).clamp(0.0, 1.0)
+    keep_TK, take_TK = _weights(level_TK, signal)
+    # what cancels has cancelled in float64: two numbers a register are left
+    dtype = torch.promote_types(noisy_BKD.dtype, torch.float32)
+    keep_TK1, take_TK1 = keep_TK[..., None].to(dtype), take_TK[..., None].to(dtype)
+    x = noisy_BKD
     for step in range(steps):
-        next_BK = at(end + (start - end) * (steps - step - 1) / steps)
-        clean = denoise(x, level_BK)
-        now, then = signal(level_BK)[..., None], signal(next_BK)[..., None]
-        then = torch.where(next_BK[..., None] == 0, torch.ones_like(then), then)
-        # the noise that the prediction leaves; where s = 0 already nothing is left, and nothing moves
-        noise = (x.double() - now.sqrt() * clean.double()) / (1 - now).sqrt().clamp_min(1e-12)
-        moved = then.sqrt() * clean.double() + (1 - then).sqrt() * noise
-        x = torch.where((next_BK == level_BK)[..., None], x.double(), moved).to(x.dtype)
-        level_BK = next_BK
+        clean = denoise(x, level_TK[step].expand(len(x), -1))
+        x = (keep_TK1[step] * x + take_TK1[step] * clean).to(x.dtype)
         if on_step is not None:
             on_step(step + 1, clean)
     return Denoised(x, steps)
+
+
+def _weights(level_TK: Tensor, signal: Signal) -> tuple[Tensor, Tensor]:
+    """What a step keeps of x and takes of the prediction ẑ: x' = keep · x + take · ẑ.
+
+    With ε = (x − √ᾱ ẑ) / √(1 − ᾱ), the noise that the prediction leaves, Eq. 12 is x' = √ᾱ' ẑ + √(1 − ᾱ') ε.
+    """
+    now, then = level_TK[:-1], level_TK[1:]
+    share, next_share = signal(now), torch.where(then == 0, 1.0, signal(then))
+    keep = ((1 - next_share) / (1 - share).clamp_min(1e-24)).sqrt()
+    take = next_share.sqrt() - keep * share.sqrt()
+    # a level that stays has not begun or is at 0 already: nothing moves
+    waits = then == now
+    return keep.masked_fill(waits, 1.0), take.masked_fill(waits, 0.0)

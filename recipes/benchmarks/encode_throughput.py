@@ -21,7 +21,7 @@ from crocodil.errors import CrocodilError
 from crocodil.text.corpus import load_documents
 from crocodil.text.vocabulary import Vocabulary, train_bpe
 from recipes.benchmarks.harness import Bench, Benchmark, Row, assert_close, compare
-from recipes.benchmarks.networks import guided_demasker
+from recipes.benchmarks.networks import guided_demasker, register_encoder
 from recipes.benchmarks.sizes import EncodeSizes, Network
 
 BATCH = 32
@@ -57,25 +57,12 @@ def measure(bench: Bench) -> Iterator[Row]:
     from crocodil.autoencoder import Autoencoder
     from crocodil.bundle import save_autoencoder
     from crocodil.model import Model
-    from crocodil.registers.encoder import fresh_encoder
 
     sizes = bench.sizes.encode
     texts, vocabulary = texts_and_vocabulary(sizes)
-    heads = max(1, sizes.hidden_size // 64)
-    torch.manual_seed(0)
-    encoder = fresh_encoder(
-        vocabulary.size,
-        1,
-        vocabulary.eos_id,
-        hidden_size=sizes.hidden_size,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        intermediate_size=3 * sizes.hidden_size,
-        rope_theta=1e6,
-    )
+    encoder = register_encoder(vocabulary, 1, sizes.hidden_size, sizes.layers)
     # a model has a demasker; nobody asks this one
-    unasked = guided_demasker(Network(sizes.hidden_size, 1, heads, 64, vocabulary.size), 1, 64, "cpu")
+    unasked = guided_demasker(Network(sizes.hidden_size, 1, 1, 64, vocabulary.size), 1, 64, "cpu")
     autoencoder = Autoencoder(encoder, unasked)
     window = sizes.longest + 2
     with TemporaryDirectory() as folder:

@@ -47,7 +47,7 @@ class Row:
     """One number."""
 
     name: str
-    measure: Literal["time", "peak memory", "exponent", "time / positions"]
+    measure: Literal["time", "peak memory", "exponent", "time / positions", "evaluations"]
     """`time` and `peak memory` are theirs divided by ours: above 1, ours is better."""
     value: float
     """Median."""
@@ -99,9 +99,16 @@ class Pairs:
     """One more than `ours`."""
     ours: tuple[float, ...]
 
-    def row(self, name: str, floor: float | None = None, aim: float | None = None) -> Row:
-        """Theirs divided by ours."""
-        ratios = [a / b for a, b in zip(self.theirs, self.ours, strict=False)]
+    def row(
+        self,
+        name: str,
+        floor: float | None = None,
+        aim: float | None = None,
+        ideal: float | None = None,
+        times: float = 1.0,
+    ) -> Row:
+        """Theirs divided by ours; `times` says how often theirs is done where only one time was measured."""
+        ratios = [times * a / b for a, b in zip(self.theirs, self.ours, strict=False)]
         return Row(
             name=name,
             measure="time",
@@ -111,6 +118,24 @@ class Pairs:
             control=unrest(pairwise(self.theirs)),
             floor=floor,
             aim=aim,
+            ideal=ideal,
+            samples={"theirs": self.theirs, "ours": self.ours},
+        )
+
+    def evaluations(self, name: str, floor: float | None, aim: float | None, ideal: float) -> Row:
+        """Ours in units of theirs, which is one evaluation of the demasker."""
+        units = [b / a for a, b in zip(self.theirs, self.ours, strict=False)]
+        return Row(
+            name=name,
+            measure="evaluations",
+            value=statistics.median(units),
+            low=min(units),
+            high=max(units),
+            control=unrest(pairwise(self.theirs)),
+            floor=floor,
+            aim=aim,
+            at_most=True,
+            ideal=ideal,
             samples={"theirs": self.theirs, "ours": self.ours},
         )
 

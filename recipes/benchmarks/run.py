@@ -26,7 +26,16 @@ from rich.text import Text
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, from anywhere
 
 from crocodil.errors import CrocodilError
-from recipes.benchmarks import demask_step, encode_throughput, masked_loss, scaling, token_draw
+from recipes.benchmarks import (
+    demask_step,
+    encode_throughput,
+    latent_share,
+    masked_loss,
+    register_cache,
+    scaling,
+    text_from_noise,
+    token_draw,
+)
 from recipes.benchmarks.anchor import open_anchor
 from recipes.benchmarks.harness import (
     CONTROL_TOLERANCE,
@@ -41,7 +50,16 @@ from recipes.benchmarks.sizes import FULL, QUICK
 
 BENCHMARKS = {
     module.BENCHMARK.id: module.BENCHMARK
-    for module in (demask_step, token_draw, masked_loss, encode_throughput, scaling)
+    for module in (
+        demask_step,
+        token_draw,
+        text_from_noise,
+        latent_share,
+        masked_loss,
+        encode_throughput,
+        register_cache,
+        scaling,
+    )
 }
 STYLES = {"aim": "green", "floor": "green", "below": "red", "void": "yellow", "no target": "dim"}
 
@@ -135,8 +153,8 @@ def table_of(document: dict[str, Any]) -> Table:
         if benchmark["error"]:
             table.add_row("", Text(benchmark["error"], style="red"))
     table.caption = (
-        "time and peak memory: theirs divided by ours, above 1 ours is better; exponent and time / positions: smaller is "
-        "better. target: floor, aim. void: one side usually differs from itself by more than "
+        "time and peak memory: theirs divided by ours, above 1 ours is better; exponent, time / positions and "
+        "evaluations: smaller is better. target: floor, aim. void: one side usually differs from itself by more than "
         f"{document['control_tolerance']:.0%}."
     )
     return table

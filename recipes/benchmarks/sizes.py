@@ -5,7 +5,7 @@ FULL is what is reported, QUICK is a look in passing, TINY is for the tests and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LLADA_ROWS = 126_464
 """Rows of LLaDA's embedding table: the true vocabulary."""
@@ -24,6 +24,23 @@ class Network:
 
 SHAPE_FAITHFUL = Network(d_model=512, n_layers=8, n_heads=8, mlp_hidden_size=1536, vocab_size=3952)
 """Head and blocks share the work as in LLaDA-8B, where the head is 7.4 % of the blocks."""
+
+
+@dataclass(frozen=True)
+class DenoiserShape:
+    """A denoiser of random weights, in the names of its config."""
+
+    D: int
+    width: int
+    layers: int
+    heads: int
+
+
+ONE_TWENTIETH = DenoiserShape(D=128, width=128, layers=7, heads=2)
+"""A twentieth of SHAPE_FAITHFUL's parameters, as 400 M are of LLaDA-8B's.
+
+Registers are a quarter as wide as tokens and 7 blocks stand beside 8, as 1,024 beside 4,096 and 28 beside 32.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,41 @@ class DrawSizes:
 
 
 @dataclass(frozen=True)
+class SynthesisSizes:
+    """P3."""
+
+    network: Network
+    denoiser: DenoiserShape
+    encoder_layers: int
+    length: int
+    """N, text positions, all of them to be written: so many steps has the base sampler."""
+    registers: tuple[int, ...]
+    """K, all of them in use; the targets are for the first."""
+    nfe: int
+    latent_steps: int
+    refresh_steps: int
+    base_steps: int
+    """Steps of the base sampler that are timed, and counted for all N."""
+    vocabulary_texts: int
+    """Files that the tokenizer is trained on."""
+
+
+@dataclass(frozen=True)
+class LatentSizes:
+    """P4."""
+
+    network: Network
+    denoiser: DenoiserShape
+    length: int
+    registers: tuple[int, ...]
+    """K; the targets are for the first."""
+    batches: tuple[int, ...]
+    steps: int
+    checked_steps: int
+    """DDIM steps whose registers are compared before anything is timed."""
+
+
+@dataclass(frozen=True)
 class LossSizes:
     """P5."""
 
@@ -74,6 +126,20 @@ class EncodeSizes:
     hidden_size: int
     layers: int
     vocab_size: int
+
+
+@dataclass(frozen=True)
+class CacheSizes:
+    """P9."""
+
+    samples: int
+    K: int
+    D: int
+    window: int
+    """Tokens that are kept with each sample."""
+    shard_samples: int
+    batch: int
+    """Samples of one read; a shard holds a multiple of it."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +171,11 @@ class Sizes:
     copy_bytes: int
     step: StepSizes
     draw: DrawSizes
+    synthesis: SynthesisSizes
+    latent: LatentSizes
     loss: LossSizes
     encode: EncodeSizes
+    cache: CacheSizes
     scaling: ScalingSizes
 
 
@@ -118,8 +187,22 @@ FULL = Sizes(
     copy_bytes=1 << 28,
     step=StepSizes(SHAPE_FAITHFUL, 256, 8, (1.0, 0.5, 0.1), ((1, 2), (8, 1)), (0.0, 1.0), 4),
     draw=DrawSizes(32, LLADA_ROWS, 2000),
+    synthesis=SynthesisSizes(
+        SHAPE_FAITHFUL,
+        ONE_TWENTIETH,
+        encoder_layers=4,
+        length=256,
+        registers=(8, 128),
+        nfe=16,
+        latent_steps=128,
+        refresh_steps=32,
+        base_steps=16,
+        vocabulary_texts=400,
+    ),
+    latent=LatentSizes(SHAPE_FAITHFUL, ONE_TWENTIETH, 256, (8, 128), (1, 8), steps=128, checked_steps=16),
     loss=LossSizes(1024, 256, LLADA_ROWS, (0.5, 1.0)),
     encode=EncodeSizes(192, 512, 256, 4, 2048),
+    cache=CacheSizes(4096, 8, 1024, 256, shard_samples=2048, batch=32),
     scaling=ScalingSizes(
         SHAPE_FAITHFUL,
         lengths=(128, 256, 512, 1024),
@@ -141,8 +224,22 @@ QUICK = Sizes(
     copy_bytes=1 << 26,
     step=StepSizes(SHAPE_FAITHFUL, 128, 8, (1.0, 0.1), ((1, 2),), (0.0, 1.0), 2),
     draw=DrawSizes(16, LLADA_ROWS, 500),
+    synthesis=SynthesisSizes(
+        SHAPE_FAITHFUL,
+        ONE_TWENTIETH,
+        encoder_layers=4,
+        length=128,
+        registers=(8,),
+        nfe=8,
+        latent_steps=128,
+        refresh_steps=32,
+        base_steps=8,
+        vocabulary_texts=200,
+    ),
+    latent=LatentSizes(SHAPE_FAITHFUL, ONE_TWENTIETH, 128, (8,), (1, 8), steps=128, checked_steps=8),
     loss=LossSizes(256, 256, LLADA_ROWS, (0.5,)),
     encode=EncodeSizes(64, 256, 256, 4, 2048),
+    cache=CacheSizes(1024, 8, 1024, 256, shard_samples=512, batch=32),
     scaling=ScalingSizes(
         SHAPE_FAITHFUL,
         lengths=(128, 256, 512),
@@ -157,6 +254,8 @@ QUICK = Sizes(
 )
 
 _TOY = Network(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64, vocab_size=96)
+_TOY_BYTES = replace(_TOY, vocab_size=300)  # for a tokenizer, which wants all bytes
+_TOY_DENOISER = DenoiserShape(D=16, width=16, layers=1, heads=2)
 
 TINY = Sizes(
     name="tiny",
@@ -166,8 +265,22 @@ TINY = Sizes(
     copy_bytes=1 << 16,
     step=StepSizes(_TOY, 24, 2, (1.0, 0.5), ((1, 2), (2, 1)), (0.0, 1.0), 3),
     draw=DrawSizes(4, 1536, 200),
+    synthesis=SynthesisSizes(
+        _TOY_BYTES,
+        _TOY_DENOISER,
+        encoder_layers=1,
+        length=24,
+        registers=(2, 4),
+        nfe=4,
+        latent_steps=3,
+        refresh_steps=2,
+        base_steps=3,
+        vocabulary_texts=4,
+    ),
+    latent=LatentSizes(_TOY, _TOY_DENOISER, 24, (2, 4), (1, 2), steps=4, checked_steps=5),
     loss=LossSizes(24, 16, 300, (0.5, 1.0)),
     encode=EncodeSizes(5, 64, 32, 2, 300),
+    cache=CacheSizes(14, 2, 8, 6, shard_samples=8, batch=4),
     scaling=ScalingSizes(
         _TOY,
         lengths=(8, 16),

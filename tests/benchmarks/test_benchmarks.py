@@ -13,7 +13,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from recipes.benchmarks import encode_throughput, masked_loss, run, scaling, token_draw
+from crocodil.demasker.llada import LLaDA
+from crocodil.registers.cache import RegisterCache
+from recipes.benchmarks import (
+    encode_throughput,
+    latent_share,
+    masked_loss,
+    run,
+    scaling,
+    text_from_noise,
+    token_draw,
+)
 from recipes.benchmarks.anchor import PLAIN, load_official
 from recipes.benchmarks.harness import (
     Bench,
@@ -27,7 +37,8 @@ from recipes.benchmarks.harness import (
     unrest,
 )
 from recipes.benchmarks.memory import peak_bytes
-from recipes.benchmarks.sizes import TINY
+from recipes.benchmarks.networks import config_of, denoiser
+from recipes.benchmarks.sizes import FULL, QUICK, TINY, Sizes
 
 CPU = torch.device("cpu")
 TOY = Bench(TINY, CPU, PLAIN)
@@ -129,6 +140,45 @@ def test_embeddings_of_other_texts_are_not_timed(monkeypatch: pytest.MonkeyPatch
     assert failure("P8").startswith("not equal")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("OURS", "conthendisc"), ("BASE", "conthendisc"), ("options_of", None)]
+)
+def test_a_synthesis_that_leaves_work_out_is_not_timed(
+    name: str, value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options_of = text_from_noise.options_of
+    fewer = value or (lambda *asked: options_of(*asked) | {"latent_steps": 1})
+    monkeypatch.setattr(text_from_noise, name, fewer)
+
+    assert failure("P3").startswith("not equal")
+
+
+def test_a_draw_of_other_registers_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ddim = latent_share.ddim
+    monkeypatch.setattr(
+        latent_share, "ddim", lambda *args, steps, **options: ddim(*args, steps=steps - 1, **options)
+    )
+
+    assert failure("P4").startswith("not equal")
+
+
+def test_registers_of_other_samples_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = RegisterCache.read
+    monkeypatch.setattr(RegisterCache, "read", lambda cache, samples: read(cache, samples).roll(1, 0))
+
+    assert failure("P9").startswith("not equal")
+
+
+@pytest.mark.parametrize("sizes", [FULL, QUICK], ids=lambda sizes: sizes.name)
+def test_the_denoiser_is_a_twentieth_of_the_demasker(sizes: Sizes) -> None:
+    for part in (sizes.synthesis, sizes.latent):
+        with torch.device("meta"):
+            demasker = LLaDA(config_of(part.network, part.length))
+            latent = denoiser(part.denoiser, part.registers[0], "meta")
+        parameters = sum(parameter.numel() for parameter in demasker.parameters())
+        assert latent.parameters_in_all / parameters == pytest.approx(1 / 20, rel=0.03)
+
+
 def test_sides_take_turns_and_the_first_has_the_last_word() -> None:
     calls: list[str] = []
     pairs = compare(lambda: calls.append("A"), lambda: calls.append("B"), TOY)
@@ -142,6 +192,15 @@ def test_a_ratio_is_the_median_of_neighbours() -> None:
 
     assert (row.value, row.low, row.high) == (3.0, 2.0, 4.0)
     assert row.control == pytest.approx(1.5)
+
+
+def test_a_part_that_is_timed_counts_for_the_whole_and_units_are_theirs() -> None:
+    pairs = Pairs(theirs=(2.0, 3.0, 8.0, 8.0), ours=(1.0, 1.0, 2.0))
+    whole, units = pairs.row("x", times=16), pairs.evaluations("x", 0.5, 0.3, 0.1)
+
+    assert (whole.value, whole.low, whole.high) == (48.0, 32.0, 64.0)
+    assert (units.value, units.low, units.high) == (1 / 3, 1 / 4, 1 / 2)
+    assert units.at_most and units.control == whole.control == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +297,7 @@ def test_the_command_prints_a_table_and_writes_one_document(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["P3"],
+        ["P6"],
         ["--official", "no/such/generate.py"],
         ["--json", "no/such/folder/x.json"],
         ["--device", "tpu9"],

@@ -70,6 +70,15 @@ def test_registers_have_places_and_samples_are_strangers() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("conditional", [False, True])
+def test_levels_that_samples_share_are_theirs_one_by_one(conditional: bool) -> None:
+    denoiser, z, s = make(replace(CONFIG, conditional=conditional)), registers(), torch.rand(4)
+    condition = registers(seed=1) if conditional else None
+    shared = denoiser(z, s.expand(3, -1), condition)
+    assert torch.allclose(shared, denoiser(z, s.repeat(3, 1), condition), atol=1e-5)
+
+
+@torch.no_grad()
 def test_a_condition_matters_once_its_door_is_open() -> None:
     config = replace(CONFIG, conditional=True)
     z, s = registers(), torch.full((3, 4), 0.7)
