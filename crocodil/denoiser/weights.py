@@ -16,7 +16,7 @@ import torch
 from crocodil.denoiser.dit import Denoiser, DenoiserConfig
 from crocodil.denoiser.schedule import offsets
 from crocodil.errors import CrocodilError
-from crocodil.shards import read_json, read_matching, save_tensors
+from crocodil.shards import list_tensors, read_json, read_matching, save_tensors
 
 FORMAT = "crocodil-denoiser-1"
 CONFIG = "config.json"
@@ -120,11 +120,20 @@ def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> Tra
         good and isinstance(encoder, str) and isinstance(largest, int | float) and isinstance(any_k, bool)
     ):
         raise CrocodilError(f"{file}: a value is of the wrong kind; copy the denoiser again")
+    # a config that asks for more than is stored is refused before anything of that size is built
+    stored = list_tensors(folder)
+    layers = {name.split(".")[1] for name in stored if name.startswith("blocks.")}
+    place = stored["place"].shape if "place" in stored else None
+    if len(layers) != values["layers"] or place != (values["K"], values["width"]):
+        raise CrocodilError(
+            f"{file} asks for {values['layers']} layers and places {values['K']} × {values['width']}, the weights have "
+            f"{len(layers)} layers and places {place}; copy the denoiser again"
+        )
     try:
         with torch.device("meta"):
             denoiser = Denoiser(DenoiserConfig(**values))
         offsets(denoiser.config.K, largest)
-    except CrocodilError as error:
+    except (CrocodilError, RuntimeError) as error:
         raise CrocodilError(f"{file}: {error}") from None
     denoiser.load_state_dict(read_matching(folder, denoiser.state_dict(), device), assign=True)
     return TrainedDenoiser(denoiser.eval().requires_grad_(False), encoder, float(largest), any_k)
