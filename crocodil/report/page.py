@@ -218,10 +218,11 @@ def _cell(at: int, token: Token, steps: int) -> _Cell:
 
 def _facts(model: ModelFacts, k: int) -> list[tuple[str, str]]:
     """The header's lines."""
-    total = model.encoder_parameters + model.demasker_parameters
+    parts = {"encoder": model.encoder_parameters, "demasker": model.demasker_parameters}
+    parts |= {f"{kind} denoiser": count for kind, count in sorted(model.denoiser_parameters.items(), reverse=True)}
+    each = ", ".join(f"{name} {_count(count)}" for name, count in parts.items())
     facts = [
-        ("parameters", f"{_count(total)}: encoder {_count(model.encoder_parameters)}, "
-                       f"demasker {_count(model.demasker_parameters)}"),
+        ("parameters", f"{_count(sum(parts.values()))}: {each}"),
         ("window", f"{model.window} tokens of a vocabulary of {model.vocabulary:,}"),
         ("registers", f"{k} of {model.K} a window, {model.D} wide"),
         ("weights", f"{_size(model.bytes)}, encoder {model.fingerprint}"),
