@@ -37,7 +37,8 @@ class Model:
 
     Args:
         window: longest window in tokens that the model was trained with; a text, BOS and EOS must fit in it.
-        denoiser_folders: denoisers of its registers, loaded when they are first asked for.
+        own_denoisers: folders of denoisers of its registers, loaded when they are first asked for.
+        given_denoisers: others, each in place of the model's own of its kind.
     """
 
     def __init__(
@@ -46,13 +47,14 @@ class Model:
         vocabulary: Vocabulary,
         window: int,
         name: str = "model",
-        denoiser_folders: Sequence[Path] = (),
+        own_denoisers: Sequence[Path] = (),
+        given_denoisers: Sequence[Path] = (),
     ) -> None:
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.vocabulary = vocabulary
         self.window = window
         self.name = name
-        self.denoiser_folders = tuple(denoiser_folders)
+        self.own_denoisers, self.given_denoisers = tuple(own_denoisers), tuple(given_denoisers)
 
     @property
     def K(self) -> int:
@@ -71,7 +73,11 @@ class Model:
     @cached_property
     def denoisers(self) -> Denoisers:
         """What makes registers out of noise."""
-        return open_denoisers(self.denoiser_folders, self.fingerprint, self.device)
+        found = open_denoisers(self.given_denoisers, self.fingerprint, self.device)
+        if found.unconditional is None or found.conditional is None:
+            own = open_denoisers(self.own_denoisers, self.fingerprint, self.device)
+            found = Denoisers(found.unconditional or own.unconditional, found.conditional or own.conditional)
+        return found
 
     @cached_property
     def fingerprint(self) -> str:
@@ -316,7 +322,7 @@ def load(
 
     Args:
         device: a GPU where there is one, if left out.
-        denoisers: exports of train_denoiser.py to use instead of those in the model's own `denoiser/`.
+        denoisers: exports of train_denoiser.py, each in place of the one of its kind in the model's own `denoiser/`.
 
     Raises:
         CrocodilError: the model is missing, damaged, or its parts do not belong together.
@@ -332,8 +338,10 @@ def load(
         ) from None
     folder = resolve(path_or_repo)
     autoencoder, vocabulary = load_autoencoder(folder, device=device)
-    folders = [Path(name) for name in denoisers] or sorted((folder / "denoiser").glob("*/"))
-    return Model(autoencoder, vocabulary, read_index(folder).window, str(path_or_repo), folders)
+    if isinstance(denoisers, str | Path):
+        raise CrocodilError(f"denoisers is a list of folders, as [{str(denoisers)!r}], not one name")
+    own, given = sorted((folder / "denoiser").glob("[!.]*/")), [Path(name) for name in denoisers]
+    return Model(autoencoder, vocabulary, read_index(folder).window, str(path_or_repo), own, given)
 
 
 def _several(texts: str | Sequence[str]) -> list[str]:

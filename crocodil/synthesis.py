@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from crocodil.model import Model
 
 NFE = 64
+MOST_GUIDANCE = 1000
+"""Far beyond any use; the prediction is nothing but the difference of two by then."""
 K_IN_USE = 8
 """Registers that guide a synthesis unless told otherwise, as in the paper's experiments (App. G)."""
 LATENT_STEPS, REFRESH_STEPS = 128, 32
@@ -140,17 +142,24 @@ def generate(
     }.items():
         require_whole(name, value, 1)
     require_whole("seed", seed)
-    require_number("guidance", guidance, 0)
+    require_number("guidance", guidance, 0, MOST_GUIDANCE)
+    if block_size is not None:
+        require_whole("block_size", block_size, 1)
     require_number("temperature", temperature, 0)
     chosen = find_method(method, refresh)
     require_whole("min_length", min_length, 0)
     canvas = lay_out(model.vocabulary, model.resolve_length(length), prompt, template, min_length)
-    first = _first_denoiser(model, chosen, canvas)
+    steps = min(nfe, canvas.slots)
+    first, used = _denoisers(model, chosen, canvas, steps, guidance)
     settings = _Settings(
-        chosen, min(nfe, canvas.slots), _registers_in_use(model, k, first), latent_steps, refresh_steps,
+        chosen, steps, _registers_in_use(model, k, used), latent_steps, refresh_steps,
         float(guidance), block_size, float(temperature), remasking, renoise,
     )  # fmt: skip
-    _require_denoisers(model, settings)
+    if guidance != 1 and len({_made(trained, settings.k) for trained in used}) > 1:
+        raise CrocodilError(
+            "guidance compares the predictions of two denoisers, and these make different numbers of registers: "
+            "leave out guidance, or train both for as many"
+        )
     check(
         torch.tensor([canvas.slots]),
         model.vocabulary.mask_id,
@@ -210,7 +219,7 @@ def vary(
         raise _lacks(model, "unconditional")
     k = trained.config.K if k is None else k
     settings = _Settings(
-        METHODS["conthendisc"], min(nfe, model.window), _registers_in_use(model, k, trained),
+        METHODS["conthendisc"], min(nfe, model.window), _registers_in_use(model, k, [trained]),
         max(1, math.ceil(latent_steps * strength)), 1, 1.0, None, float(temperature), "low_confidence", False,
     )  # fmt: skip
     made = _made(trained, settings.k)
@@ -290,7 +299,8 @@ def _write(
         nonlocal z_BkD
         if on_step is not None:
             on_step(step)
-        alive_B = step.is_masked_BN.any(dim=1)
+        # with renoise, what is written may be masked again
+        alive_B = step.is_masked_BN.any(dim=1) | settings.renoise
         if step.number not in refresh_at or not bool(alive_B.any()):
             return
         conditional = model.denoisers.conditional
@@ -358,6 +368,10 @@ def _draw(
     offsets_k = trained.offsets_K[:made]
     noisy_BkD = noisy_BkD.to(model.device)
     registers_BkD = ddim(denoise, noisy_BkD, signal, offsets_k, steps=steps, start=start).registers_BKD
+    if not bool(registers_BkD.isfinite().all()):
+        raise CrocodilError(
+            "the denoiser gave registers that are infinite or not a number: check its weights"
+        )
     ratio = paid / sum(p.numel() for p in model.autoencoder.demasker.llada.parameters())
     return normalise(registers_BkD)[:, : settings.k], steps * ratio
 
@@ -368,7 +382,7 @@ def find_method(name: str, refresh: Sequence[float] | None = None) -> Method:
     Raises:
         CrocodilError: no such method, fractions outside 0…1, or a method that has no refreshes to choose.
     """
-    name = name.lower() if isinstance(name, str) else name
+    name = name.lower() if isinstance(name, str) else repr(name)
     if name not in METHODS:
         raise CrocodilError(f"no method {name!r}: choose one of {', '.join(METHODS)}")
     method = METHODS[name]
@@ -378,7 +392,7 @@ def find_method(name: str, refresh: Sequence[float] | None = None) -> Method:
         raise CrocodilError(f"refresh belongs to conthendisc and conwithindisc; {name} has none to choose")
     try:
         fractions = tuple(sorted({float(alpha) for alpha in refresh}))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise CrocodilError(f"refresh must be several fractions, as (0.25, 0.5), not {refresh!r}") from None
     if fractions and not (0 <= fractions[0] and fractions[-1] < 1):
         raise CrocodilError(
@@ -395,32 +409,28 @@ def refreshes(method: Method, nfe: int) -> set[int]:
     return {min(max(round(alpha * nfe), 1), nfe - 1) for alpha in method.refresh} - {0}
 
 
-def _first_denoiser(model: Model, method: Method, canvas: Canvas) -> TrainedDenoiser | None:
-    """Whose the first registers are; given tokens want the one that looks at them (Alg. 3, App. H)."""
+def _denoisers(
+    model: Model, method: Method, canvas: Canvas, nfe: int, guidance: float
+) -> tuple[TrainedDenoiser | None, list[TrainedDenoiser]]:
+    """Whose the first registers are, and all that will be asked; given tokens want the one that looks at them
+    (Alg. 3, App. H).
+
+    Raises:
+        CrocodilError: one that the model lacks.
+    """
     if not method.guided:
-        return None
-    kind = "conditional" if method.every_step or canvas.last_given >= 0 else "unconditional"
-    found = getattr(model.denoisers, kind)
-    if found is None:
-        raise _lacks(model, kind)
-    return found
-
-
-def _require_denoisers(model: Model, settings: _Settings) -> None:
-    """What later steps will ask for."""
-    if refreshes(settings.method, settings.nfe) and model.denoisers.conditional is None:
-        raise _lacks(model, "conditional")
-    if settings.guidance == 1 or not settings.method.guided:
-        return
-    both = (model.denoisers.conditional, model.denoisers.unconditional)
-    for kind, trained in zip(("conditional", "unconditional"), both, strict=True):
+        return None, []
+    first = "conditional" if method.every_step or canvas.last_given >= 0 else "unconditional"
+    kinds = {first} | ({"conditional"} if refreshes(method, nfe) else set())
+    if guidance != 1 and "conditional" in kinds:
+        kinds.add("unconditional")
+    found: dict[str, TrainedDenoiser] = {}
+    for kind in sorted(kinds):
+        trained = getattr(model.denoisers, kind)
         if trained is None:
             raise _lacks(model, kind)
-    if len({_made(trained, settings.k) for trained in both if trained is not None}) > 1:
-        raise CrocodilError(
-            "guidance compares the predictions of two denoisers, and these make different numbers of registers: "
-            "leave out guidance, or train both for as many"
-        )
+        found[kind] = trained
+    return found[first], list(found.values())
 
 
 def _lacks(model: Model, kind: str) -> CrocodilError:
@@ -430,18 +440,17 @@ def _lacks(model: Model, kind: str) -> CrocodilError:
     )
 
 
-def _registers_in_use(model: Model, k: int | None, first: TrainedDenoiser | None) -> int:
+def _registers_in_use(model: Model, k: int | None, used: Sequence[TrainedDenoiser]) -> int:
     """Registers that the demasker sees, at most those that the denoisers make."""
-    kinds = [d for d in (model.denoisers.unconditional, model.denoisers.conditional) if d is not None]
-    most = min((d.config.K for d in kinds), default=model.K)
+    most = min((trained.config.K for trained in used), default=model.K)
     if k is None:
         return min(K_IN_USE, most)
-    if first is None:
+    if not used:
         raise CrocodilError("mdm uses no registers: leave out k, or choose another method")
     require_whole("k", k, 1)
     if k > most:
         raise CrocodilError(
-            f"k must be at most {most}, the registers that the denoisers of this model make, not {k}"
+            f"k must be at most {most}, the registers that the denoisers in use make, not {k}"
         )
     return k
 

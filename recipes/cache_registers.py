@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from accelerate import Accelerator
 
@@ -23,6 +25,7 @@ from crocodil.training.accelerators import accelerator
 from crocodil.training.config import parse_arguments
 from crocodil.training.limits import require_at_least
 from crocodil.training.ranks import gather
+from crocodil.training.run_lock import run_lock
 
 TRIAL = 64
 """Windows that a dry run encodes to know how long they take."""
@@ -61,7 +64,8 @@ class CacheRecipe:
 def main() -> None:
     config = parse_arguments(CacheRecipe, None, __doc__ or "").config
     ranks = accelerator(config.out, "no", None)
-    cache(config, ranks)
+    with nullcontext() if config.dry_run else run_lock(Path(config.out)):
+        cache(config, ranks)
     ranks.end_training()
 
 
@@ -100,6 +104,9 @@ def cache(config: CacheRecipe, ranks: Accelerator) -> None:
 
     # 3. The shards that are missing, dealt to the ranks.
     writer = CacheWriter(config.out, spec)
+    if ranks.is_main_process:
+        writer.sweep()
+    gather(None)
     missing = writer.missing()
     if missing and len(missing) < spec.shards:
         say(f"going on: {spec.shards - len(missing):,} shards are there")

@@ -8,6 +8,7 @@ command with --resume goes on from it.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -130,19 +131,24 @@ def train(config: DenoiserRecipe, run: Path, ranks: Accelerator, resume: str | N
     trained.denoiser.recompute = config.recompute
 
     # Registers.
+    cache = None if config.cache is None else RegisterCache(config.cache, model.fingerprint)
+    if cache is not None and cache.spec.K < K:
+        raise CrocodilError(
+            f"{config.cache} holds {cache.spec.K} registers of a window, this denoiser makes {K}; set k to "
+            f"{cache.spec.K} or less, or cache more"
+        )
     windows, held_out = windows_of(load_split(config.data), model.vocabulary, config.data, config.seed)
-    source: Cached | OnTheWay = OnTheWay(windows, model)
-    if config.cache is not None:
-        source = Cached(RegisterCache(config.cache, model.fingerprint))
+    source = OnTheWay(windows, model) if cache is None else Cached(cache)
     if len(source) < config.batch_size:
         raise CrocodilError(
             f"there are {len(source)} windows, a batch wants {config.batch_size}; lower batch_size"
         )
     steps_per_epoch = len(source) // config.batch_size
-    validation = validation_batches(held_out, model, trained, config)
 
     # Engine, and where it goes on.
-    start = find_start(run, resume, source.digest)
+    task = digest_of(source, trained, config)
+    start = find_start(run, resume, task)
+    validation = validation_batches(held_out, model, trained, config)
     engine = Engine(ranks, DenoiserLoss(trained.denoiser), config.optimiser, config.steps, ema=config.ema)
     if start.checkpoint is not None:
         engine.load(start.checkpoint)
@@ -210,7 +216,7 @@ def train(config: DenoiserRecipe, run: Path, ranks: Accelerator, resume: str | N
             asked = any(gather(stop.requested))
             if done % config.save_every == 0 or done == config.steps or asked:
                 with throughput.paused(), publishing(run, checkpoint_name(done)) as directory:
-                    engine.save(directory, done, 0, source.digest)
+                    engine.save(directory, done, 0, task)
                 prune(run, config.keep)
             if asked:
                 progress.say(f"stopped after step {done}; the same command with --resume goes on")
@@ -250,12 +256,19 @@ def build(config: DenoiserRecipe, model: Model) -> TrainedDenoiser:
     return replace(found, denoiser=denoiser, largest_offset=config.largest_offset, any_k=any_k)
 
 
+def digest_of(source: Cached | OnTheWay, trained: TrainedDenoiser, config: DenoiserRecipe) -> str:
+    """What a run may not change on its way: whose registers of which windows, in which order, and what is asked."""
+    says = [source.digest, trained.encoder, trained.config, trained.largest_offset]
+    says += [config.seed, config.batch_size, config.nested_dropout]
+    return hashlib.blake2b(repr(says).encode(), digest_size=8).hexdigest()
+
+
 class Cached:
     """Registers out of a cache."""
 
     def __init__(self, cache: RegisterCache) -> None:
         self.cache = cache
-        self.digest = cache.spec.corpus
+        self.digest = cache.spec.digest
 
     def __len__(self) -> int:
         return len(self.cache)

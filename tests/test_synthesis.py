@@ -179,6 +179,11 @@ def test_guidance_between_denoisers_that_do_not_fit_is_refused(model: Model) -> 
     with pytest.raises(CrocodilError, match="different numbers of registers"):
         unequal.generate(guidance=2.0, **FEW)
     assert unequal.generate(**FEW)
+    # a denoiser that is not asked sets no limit
+    assert unequal.vary("x = 1\n", 0.3, nfe=4, latent_steps=2)[0].registers_kD.shape[0] == 4
+    assert unequal.generate(method="conthendisc", **{**FEW, "k": 4})
+    with pytest.raises(CrocodilError, match="at most 2"):
+        unequal.generate(**{**FEW, "k": 4})
 
 
 class _AsConditional(nn.Module):
@@ -275,7 +280,7 @@ def test_hidden_tokens_have_no_influence_on_partial_registers(model: Model) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 0}, "n must be a whole number, 1 or more"),
+        ({"n": 0}, "n must be a whole number from 1"),
         ({"nfe": 0}, "nfe"),
         ({"nfe": 2.5}, "nfe"),
         ({"seed": "a"}, "seed"),
@@ -301,6 +306,15 @@ def test_hidden_tokens_have_no_influence_on_partial_registers(model: Model) -> N
         ({"template": ["x", 400]}, "no room"),
         ({"template": ["x", 10**12]}, "no room"),
         ({"block_size": 10, "nfe": 2}, "blocks"),
+        ({"n": 10**30}, "n must be"),
+        ({"latent_steps": 10**16}, "latent_steps"),
+        ({"guidance": 10**400}, "guidance"),
+        ({"guidance": 1e20}, "guidance"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"refresh": [10**400]}, "fractions"),
+        ({"method": ["mdm"]}, "choose one"),
+        ({"block_size": 2.5}, "block_size"),
+        ({"block_size": "8"}, "block_size"),
         ({"remasking": "best"}, "remasking"),
         ({"block_size": 0}, "block_size"),
     ],

@@ -288,7 +288,7 @@ def _synthesis(parser: _Parser, temperature: float, k: str) -> None:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="a denoiser to use instead of the model's own; once for each kind",
+        help="a denoiser in place of the model's own of its kind; may be given twice",
     )
 
 

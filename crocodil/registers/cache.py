@@ -29,6 +29,7 @@ from torch import Tensor
 
 from crocodil.atomic import write_atomically
 from crocodil.errors import CrocodilError
+from crocodil.shards import read_json
 
 FORMAT = "crocodil-register-cache-1"
 ABOUT = "cache.json"
@@ -54,6 +55,18 @@ class CacheSpec:
     dtype: Dtype = "float16"
     """`int8` keeps one scale for each register, and half the bytes."""
     shard_samples: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "K", "D", "window", "shard_samples"):
+            if type(getattr(self, name)) is not int or not 1 <= getattr(self, name) < 2**48:
+                raise CrocodilError(f"a register cache with {name} = {getattr(self, name)!r} cannot be")
+        if self.dtype not in _BYTES or not isinstance(self.encoder, str) or not isinstance(self.corpus, str):
+            raise CrocodilError(f"a register cache of dtype {self.dtype!r} by {self.encoder!r} cannot be")
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over all of it: shards of two specs are never mixed."""
+        return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=8).hexdigest()
 
     @property
     def shards(self) -> int:
@@ -94,6 +107,11 @@ class CacheWriter:
                 self.folder / ABOUT, json.dumps({"format": FORMAT} | asdict(spec), indent=1) + "\n"
             )
 
+    def sweep(self) -> None:
+        """Remove what writers that were killed have left half written; nobody else may be writing."""
+        for left in self.folder.glob(".shard-*.writing"):
+            left.unlink(missing_ok=True)
+
     def missing(self) -> list[int]:
         """Shards that are not there yet, or not as long as they were."""
         return [shard for shard in range(self.spec.shards) if not self._is_whole(shard)]
@@ -124,14 +142,15 @@ class CacheWriter:
         with ThreadPoolExecutor(1) as beside:  # the digest is taken while the disk is busy
             digest = beside.submit(lambda: hashlib.blake2b(data, digest_size=16).hexdigest())
             write_atomically(self.folder / _file(shard), data)
-        about = {"bytes": len(data), "blake2b": digest.result(), "encoder": spec.encoder}
+        about = {"bytes": len(data), "blake2b": digest.result(), "encoder": spec.encoder, "spec": spec.digest}
         write_atomically(self.folder / _manifest(shard), json.dumps(about) + "\n")
 
     def _is_whole(self, shard: int) -> bool:
         try:
-            about = json.loads((self.folder / _manifest(shard)).read_text("utf-8"))
-            return (self.folder / _file(shard)).stat().st_size == about["bytes"]
-        except (OSError, ValueError, KeyError, TypeError):
+            about = read_json(self.folder / _manifest(shard))
+            whole = (self.folder / _file(shard)).stat().st_size == about.get("bytes")
+            return whole and about.get("spec") == self.spec.digest
+        except (OSError, CrocodilError):
             return False
 
 
@@ -203,14 +222,16 @@ class RegisterCache:
         """A shard's manifest, once its size agrees."""
         file, again = self.folder / _file(shard), "run cache_registers.py again to write it"
         try:
-            about = json.loads((self.folder / _manifest(shard)).read_text("utf-8"))
-            wanted, encoder = about["bytes"], about["encoder"]
-        except (OSError, ValueError, KeyError, TypeError):
+            about = read_json(self.folder / _manifest(shard))
+        except CrocodilError:
             raise CrocodilError(f"{file} is not finished; {again}") from None
+        wanted, encoder = about.get("bytes"), about.get("encoder")
+        if type(wanted) is not int or not isinstance(about.get("blake2b"), str):
+            raise CrocodilError(f"{self.folder / _manifest(shard)} is damaged; {again}")
         if encoder != self.spec.encoder:
-            raise CrocodilError(
-                f"{file} is of encoder {encoder}, not {self.spec.encoder}; delete it, and {again}"
-            )
+            raise CrocodilError(f"{file} is of encoder {encoder}, not {self.spec.encoder}; {again}")
+        if about.get("spec") != self.spec.digest:
+            raise CrocodilError(f"{file} is of another cache than {ABOUT} tells of; {again}")
         if not file.is_file() or (size := file.stat().st_size) != wanted:
             size = size if file.is_file() else 0
             raise CrocodilError(f"{file} has {size:,} bytes, it was written with {wanted:,}; {again}")
@@ -218,12 +239,14 @@ class RegisterCache:
 
     def _open(self, shard: int) -> dict[str, Tensor]:
         file = self.folder / _file(shard)
-        if self.verify:
-            with open(file, "rb") as stream:
-                digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-            if digest != self._about[shard]["blake2b"]:
-                raise CrocodilError(f"{file} has changed since it was written; delete it and cache it again")
         try:
+            if self.verify:
+                with open(file, "rb") as stream:
+                    digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+                if digest != self._about[shard]["blake2b"]:
+                    raise CrocodilError(
+                        f"{file} has changed since it was written; delete it and cache it again"
+                    )
             with safe_open(file, framework="pt") as stored:
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
@@ -236,6 +259,11 @@ class RegisterCache:
 
 def _pack(values_nKD: Tensor, dtype: Dtype) -> dict[str, Tensor]:
     values = values_nKD.detach().cpu().float()
+    largest = torch.finfo(torch.float16).max if dtype == "float16" else torch.finfo(torch.float32).max
+    if not bool((values.abs() <= largest).all()):
+        raise CrocodilError(
+            f"registers contain NaN, infinity or more than {dtype} holds; check the encoder's weights"
+        )
     if dtype != "int8":
         return {"values": values.to(getattr(torch, dtype)).contiguous()}
     scales = values.abs().amax(dim=-1).clamp_min(1e-12) / 127
@@ -243,17 +271,16 @@ def _pack(values_nKD: Tensor, dtype: Dtype) -> dict[str, Tensor]:
 
 
 def _read_spec(folder: Path) -> CacheSpec:
+    file = folder / ABOUT
+    if not file.exists():
+        raise CrocodilError(f"{folder} holds no register cache; cache_registers.py makes one")
+    values = read_json(file)
+    if values.pop("format", None) != FORMAT:
+        raise CrocodilError(f"{file} is of another format than {FORMAT}; cache the registers again")
     try:
-        values = json.loads((folder / ABOUT).read_text("utf-8"))
-        if values.pop("format") != FORMAT:
-            raise CrocodilError(
-                f"{folder / ABOUT} is of another format than {FORMAT}; cache the registers again"
-            )
         return CacheSpec(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CrocodilError(
-            f"{folder} holds no register cache ({error}); cache_registers.py makes one"
-        ) from None
+    except (TypeError, CrocodilError) as error:
+        raise CrocodilError(f"{file} is damaged ({error}); cache the registers again") from None
 
 
 def _file(shard: int) -> str:

@@ -28,7 +28,7 @@ def model_facts(model: Model) -> ModelFacts:
         vocabulary=model.vocabulary.size,
         encoder_parameters=_parameters(model.autoencoder.encoder),
         demasker_parameters=_parameters(model.autoencoder.demasker),
-        denoiser_parameters=_denoisers(model.denoiser_folders),
+        denoiser_parameters=_denoisers([*model.own_denoisers, *model.given_denoisers]),
         bytes=sum(file.stat().st_size for file in folder.rglob("*.safetensors")),
         fingerprint=model.fingerprint,
         licence=_licence(folder / "README.md"),

@@ -219,7 +219,9 @@ def _cell(at: int, token: Token, steps: int) -> _Cell:
 def _facts(model: ModelFacts, k: int) -> list[tuple[str, str]]:
     """The header's lines."""
     parts = {"encoder": model.encoder_parameters, "demasker": model.demasker_parameters}
-    parts |= {f"{kind} denoiser": count for kind, count in sorted(model.denoiser_parameters.items(), reverse=True)}
+    parts |= {
+        f"{kind} denoiser": count for kind, count in sorted(model.denoiser_parameters.items(), reverse=True)
+    }
     each = ", ".join(f"{name} {_count(count)}" for name, count in parts.items())
     facts = [
         ("parameters", f"{_count(sum(parts.values()))}: {each}"),

@@ -170,6 +170,12 @@ class Engine:
                 f"{directory}: parameter {odd[0]!r} is on one side only; the checkpoint is of another model"
             )
         for name, parameter in names.items():
+            wanted = tuple(getattr(parameter, "ds_shape", parameter.shape))  # whole, under ZeRO-3
+            if tuple(weights[name].shape) != wanted:
+                raise CrocodilError(
+                    f"{directory}: {name} has shape {tuple(weights[name].shape)}, this run's is {wanted}; resume with "
+                    "the sizes it began with, or begin a new run with start="
+                )
             if self.is_sharded:
                 sharded.set_whole_parameter(parameter, weights[name])
             else:

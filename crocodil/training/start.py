@@ -56,7 +56,7 @@ def find_start(run: Path, resume: str | None, corpus: str) -> Start:
     trained_on = values.get("corpus")
     if trained_on != corpus:
         raise CrocodilError(
-            f"{checkpoint} was trained on other texts ({trained_on}) than data.source gives now ({corpus}); give the "
-            "same texts, or begin a new run from the trained weights with start="
+            f"{checkpoint} was trained on other texts ({trained_on}) than data.source gives now ({corpus}), or on "
+            "another task; give what the run began with, or begin a new one from the trained weights with start="
         )
     return Start(checkpoint, int(values["step"]), int(values["stage"]))

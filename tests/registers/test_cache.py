@@ -150,3 +150,58 @@ def test_indices_out_of_range(tmp_path: Path) -> None:
     for k in (0, 5):
         with pytest.raises(CrocodilError, match="between 1 and the 4 registers"):
             cache.read([0], k)
+
+
+@pytest.mark.parametrize("change", [{"corpus": "corpus-b"}, {"encoder": "encoder-b"}, {"dtype": "int8"}])
+def test_shards_that_another_cache_left_behind_are_written_anew(tmp_path: Path, change: dict) -> None:
+    """As after deleting cache.json alone; and never read under another name."""
+    write(tmp_path)
+    spec = replace(SPEC, **change)
+    about = json.loads((tmp_path / "cache.json").read_text())
+    (tmp_path / "cache.json").write_text(json.dumps(about | change))
+    with pytest.raises(CrocodilError, match="shard-00000.safetensors is of (another cache|encoder)"):
+        RegisterCache(tmp_path)
+    (tmp_path / "cache.json").unlink()
+    assert CacheWriter(tmp_path, spec).missing() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": "11"}, {"samples": -5}, {"samples": 0}, {"shard_samples": 0}, {"shard_samples": 2.5}, {"K": "4"},
+        {"D": None}, {"dtype": "float8"}, {"window": "x"}, {"format": "other"}, {"colour": "red"}, {"samples": 8},
+    ],
+)  # fmt: skip
+def test_a_damaged_description_is_refused_in_one_line(tmp_path: Path, change: dict) -> None:
+    write(tmp_path)
+    about = json.loads((tmp_path / "cache.json").read_text())
+    (tmp_path / "cache.json").write_text(json.dumps(about | change))
+    with pytest.raises(CrocodilError) as refused:
+        RegisterCache(tmp_path)
+    assert str(tmp_path) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_damaged_manifest_is_refused_in_one_line(tmp_path: Path) -> None:
+    write(tmp_path)
+    manifest = tmp_path / "shard-00001.json"
+    about = json.loads(manifest.read_text())
+    for change in ({"bytes": "x"}, {"blake2b": None}):
+        manifest.write_text(json.dumps(about | change))
+        with pytest.raises(CrocodilError, match="shard-00001.json is damaged"):
+            RegisterCache(tmp_path)
+
+
+def test_registers_that_the_dtype_cannot_hold_are_not_written(tmp_path: Path) -> None:
+    writer = CacheWriter(tmp_path, SPEC)
+    for bad in (float("nan"), 1e6):
+        with pytest.raises(CrocodilError, match="check the encoder"):
+            writer.write(0, torch.full((4, 4, 6), bad), windows()[:4])
+    assert writer.missing() == [0, 1, 2]
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    writer = write(tmp_path)
+    left = tmp_path / ".shard-00001.safetensors.1-2.writing"
+    left.touch()
+    writer.sweep()
+    assert not left.exists() and not writer.missing()
