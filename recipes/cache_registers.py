@@ -21,7 +21,7 @@ from crocodil.model import load
 from crocodil.registers.cache import CacheSpec, CacheWriter, Dtype
 from crocodil.text.data import DataConfig, load_split, windows_of
 from crocodil.text.windows import Windows
-from crocodil.training.accelerators import accelerator
+from crocodil.training.accelerators import accelerator, leave
 from crocodil.training.config import parse_arguments
 from crocodil.training.limits import require_at_least
 from crocodil.training.ranks import gather
@@ -66,7 +66,7 @@ def main() -> None:
     ranks = accelerator(config.out, "no", None)
     with nullcontext() if config.dry_run else run_lock(Path(config.out)):
         cache(config, ranks)
-    ranks.end_training()
+    leave(ranks)
 
 
 def cache(config: CacheRecipe, ranks: Accelerator) -> None:

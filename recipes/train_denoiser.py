@@ -31,7 +31,7 @@ from crocodil.registers.cache import RegisterCache
 from crocodil.registers.geometry import NestedDropout, check_count, draw_k
 from crocodil.text.data import DataConfig, load_split, windows_of
 from crocodil.text.windows import Windows
-from crocodil.training.accelerators import accelerator
+from crocodil.training.accelerators import accelerator, leave
 from crocodil.training.checkpoints import checkpoint_name, prune, publishing
 from crocodil.training.config import flat, parse_arguments, save_config
 from crocodil.training.engine import Engine
@@ -113,7 +113,7 @@ def main() -> None:
     ranks = accelerator(config.run, config.precision, config.tracker)
     with run_lock(Path(config.run)):
         train(config, Path(config.run), ranks, arguments.resume)
-    ranks.end_training()
+    leave(ranks)
 
 
 def train(config: DenoiserRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:

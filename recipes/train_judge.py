@@ -27,7 +27,7 @@ from crocodil.shards import save_tensors
 from crocodil.text.data import DataConfig, load_split, windows_of
 from crocodil.text.vocabulary import Vocabulary, train_bpe
 from crocodil.text.windows import FRAME, Sample, pack
-from crocodil.training.accelerators import accelerator
+from crocodil.training.accelerators import accelerator, leave
 from crocodil.training.checkpoints import checkpoint_name, prune, publishing
 from crocodil.training.config import flat, parse_arguments, save_config
 from crocodil.training.deal import deal
@@ -158,7 +158,7 @@ def main() -> None:
     ranks = accelerator(config.run, config.precision, config.tracker)
     with run_lock(run):
         train(config, run, ranks, arguments.resume)
-    ranks.end_training()
+    leave(ranks)
 
 
 def train(config: JudgeRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:

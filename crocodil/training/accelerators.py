@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import torch
@@ -29,3 +30,14 @@ def accelerator(run: str, precision: str, tracker: str | None) -> Accelerator:
         project_dir=run,
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if cpu_ranks and sharded else [],
     )
+
+
+def leave(accelerator: Accelerator) -> None:
+    """End the trackers and the process group, at the end of a program.
+
+    What still holds the group (DDP, and the accelerator that holds it) goes first. Otherwise gloo's threads live on while
+    the interpreter goes down, and now and then one of them aborts a process whose work is done.
+    """
+    accelerator.free_memory()
+    gc.collect()
+    accelerator.end_training()

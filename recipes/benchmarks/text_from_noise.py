@@ -59,7 +59,7 @@ def model_of(
         Autoencoder(encoder.to(device), demasker),
         vocabulary,
         sizes.length,
-        denoiser_folders=tuple(folders.values()),
+        given_denoisers=tuple(folders.values()),
     )
     for conditional, path in folders.items():
         path.mkdir(parents=True)
