@@ -77,6 +77,7 @@ def cache(config: CacheRecipe, ranks: Accelerator) -> None:
     K = model.K if config.k is None else config.k
     if not 1 <= K <= model.K:
         raise CrocodilError(f"k must be between 1 and {model.K}, the registers of this model, not {K}")
+    say(f"reading the texts of {config.data.source}")
     windows, _ = windows_of(load_split(config.data), model.vocabulary, config.data, config.seed)
     order = [int(i) for i in windows.order(0)[: config.limit]]
     spec = CacheSpec(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -137,6 +138,8 @@ def train(config: DenoiserRecipe, run: Path, ranks: Accelerator, resume: str | N
             f"{config.cache} holds {cache.spec.K} registers of a window, this denoiser makes {K}; set k to "
             f"{cache.spec.K} or less, or cache more"
         )
+    if ranks.is_main_process:
+        print(f"reading the texts of {config.data.source}", file=sys.stderr, flush=True)
     windows, held_out = windows_of(load_split(config.data), model.vocabulary, config.data, config.seed)
     source = OnTheWay(windows, model) if cache is None else Cached(cache)
     if len(source) < config.batch_size:
