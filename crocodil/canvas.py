@@ -28,7 +28,6 @@ class Canvas:
     """Positions to write."""
     last_given: int
     """Position of the last token of a given text, −1 without one."""
-
     no_end_before: int
     """The first position at which a text may end: behind what was given, and behind `min_length`."""
 

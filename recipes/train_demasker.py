@@ -33,7 +33,7 @@ from crocodil.training.checkpoints import checkpoint_name, prune, publishing
 from crocodil.training.config import flat, parse_arguments, save_config
 from crocodil.training.deal import deal
 from crocodil.training.engine import Engine
-from crocodil.training.limits import check_loop, check_rows, require_at_least
+from crocodil.training.limits import check_batch, check_loop, check_rows, require_at_least
 from crocodil.training.log import MetricsLog, Progress
 from crocodil.training.optimisation import OptimiserConfig
 from crocodil.training.randomness import generator
@@ -142,10 +142,7 @@ def main() -> None:
 def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:
     torch.manual_seed(config.seed)
 
-    if config.batch_size % ranks.num_processes:
-        raise CrocodilError(
-            f"batch_size {config.batch_size} must be a multiple of the {ranks.num_processes} ranks"
-        )
+    check_batch(config.batch_size, ranks.num_processes)
 
     # Model and texts.
     module, vocabulary = build(config)

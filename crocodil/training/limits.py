@@ -33,6 +33,12 @@ def check_loop(recipe: Any) -> None:
         raise CrocodilError(f"ema is {recipe.ema}; give 0 for none, or a decay below 1")
 
 
+def check_batch(batch_size: int, ranks: int) -> None:
+    """Refuse a global batch that cannot be shared out evenly."""
+    if batch_size % ranks:
+        raise CrocodilError(f"batch_size {batch_size} must be a multiple of the {ranks} ranks")
+
+
 def check_rows(recipe: Any) -> None:
     """Check windows, and the rows they are packed into."""
     require_at_least(1, recipe, "row_tokens")
