@@ -18,10 +18,10 @@ DEV := $(VENV)/.installed-dev
 # DeepSpeed looks for ninja on the PATH.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup autoencode generate test test-slow check format bench train-nano report clean
+.PHONY: docs/reproduction.md help setup autoencode generate reproduce test test-slow check format bench train-nano report clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z\/.-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # --- set-up: two stamps, so that using the model does not wait for the tools of its developers ---
 
@@ -59,6 +59,12 @@ generate: $(BASE) ## new programs out of noise, a report in outputs/; ARGS="--me
 
 report: $(BASE) ## measure the bundled model on held-out programs: the paper's Table 1, in outputs/
 	@$(BIN)/crocodil evaluate --report outputs/evaluation $(ARGS)
+
+reproduce: $(BASE) ## every figure of the paper on the bundled model, a page in outputs/; FIGURES="table1 fig4", ARGS="--model PATH"
+	@$(BIN)/crocodil reproduce $(or $(FIGURES),all) $(ARGS)
+
+docs/reproduction.md: $(BASE) ## write docs/reproduction.md anew, from the bundled model
+	@$(BIN)/crocodil reproduce all --preset nano --markdown $@
 
 bench: $(DEV) ## time and memory against the plain way, as ratios; ARGS="--official PATH", ARGS=--quick
 	@$(BIN)/python recipes/benchmarks/run.py $(ARGS)

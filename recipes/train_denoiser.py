@@ -66,7 +66,7 @@ class DenoiserRecipe:
     start: str | None = None
     """A trained denoiser to go on from (weights only). An unconditional one may become conditional: its
     cross-attention begins closed."""
-    preset: Literal["nano", "pixart-400m"] = "pixart-400m"
+    preset: Literal["tiny", "nano", "pixart-400m"] = "pixart-400m"
     """Width, layers and heads of a new denoiser."""
     k: int | None = None
     """Registers that it makes, a power of two; all of the model's, or all of those at `start`, if left out. More than

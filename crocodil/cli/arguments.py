@@ -18,7 +18,9 @@ NUMBERS = re.compile(r"-?[\d.,][\d.,e+-]*")
 
 METHODS = ("mdm", "conthendisc", "conwithindisc", "alg3")
 TEMPLATE = r"""'["x = [", 24, "]\n"]'"""
-SOURCE = "windows of the held-out part of a corpus: stdlib, a folder, a .jsonl or .parquet file"
+SOURCE = (
+    "held-out texts: bundled, or the held-out part of a corpus: stdlib, a folder, a .jsonl or .parquet file"
+)
 
 Number = TypeVar("Number", int, float)
 
@@ -187,7 +189,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     one = verb(
         "likelihood", "masked-token prediction by masking level and by register noise (Fig. 4, Fig. 7)"
     )
-    one.add_argument("--source", default="stdlib", help=SOURCE)
+    one.add_argument("--source", default="bundled", help=SOURCE)
     one.add_argument(
         "--windows", type=_positive, default=128, metavar="N", help="windows to score (default 128)"
     )
@@ -198,6 +200,32 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
                      help="masking levels (default 0.1,0.25,0.5,0.75,0.9,1)")  # fmt: skip
     one.add_argument("--sigmas", type=_several(float), default=(0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0), metavar="S",
                      help="noise on all registers, at 90 %% masking (default 0,0.25,0.5,0.75,1,1.5,2)")  # fmt: skip
+
+    one = verb(
+        "reproduce",
+        "measure figures and tables of the paper: numbers, pictures, and the paper's values beside ours",
+    )
+    one.add_argument(
+        "names",
+        nargs="*",
+        metavar="FIGURE|KEY=VALUE",
+        help="table1, fig4, … or all (--list names them), and fields of the configuration, as fig4.windows=200",
+    )
+    one.add_argument("--list", action="store_true", help="name every figure, and what the paper finds in it")
+    one.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="paper (full size), nano (two CPU cores, half an hour) or a YAML file (default nano for the bundled model, "
+        "paper for any other)",
+    )
+    one.add_argument(
+        "--out",
+        default="outputs/reproduction",
+        metavar="DIR",
+        help="where results are kept; an interrupted run goes on from them (default outputs/reproduction)",
+    )
+    one.add_argument("--markdown", metavar="FILE", help="write the results as a Markdown page too")
+    _denoisers(one)
 
     verb("info", "what a model is: its sizes, registers, window, fingerprint and licence")
     return parser, verbs
@@ -283,6 +311,10 @@ def _synthesis(parser: _Parser, temperature: float, k: str) -> None:
         metavar="T",
         help=f"0 takes the likeliest token (default {temperature:g})",
     )
+    _denoisers(parser)
+
+
+def _denoisers(parser: _Parser) -> None:
     parser.add_argument(
         "--denoiser",
         action="append",

@@ -31,19 +31,14 @@ def read_sources(files: Sequence[str], held_out: int | None = None) -> list[Sour
 
 
 def held_out_sources(source: str) -> list[Source]:
-    """The held-out files of a corpus, which a model trained on it has not seen.
+    """Held-out texts: those that come with the package (`bundled`), or the held-out files of a corpus.
 
     Raises:
         CrocodilError: the corpus cannot be read, or is so small that none of it is held out.
     """
-    from crocodil.text.data import DataConfig, load_split
+    from crocodil.reproduce.texts import held_out_documents
 
-    held_out = load_split(DataConfig(source=source)).held_out
-    if not held_out:
-        raise CrocodilError(
-            f"nothing of --source {source} is held out, it is too small; name its files instead"
-        )
-    return [Source(document.id, document.text) for document in held_out]
+    return [Source(document.id, document.text) for document in held_out_documents(source)]
 
 
 def read_source(file: str) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from rich.console import Console
 import crocodil
 from crocodil.cli.inputs import held_out_sources, read_file, read_source, read_sources
 from crocodil.errors import CrocodilError
-from crocodil.report.progress import bar, spinner, spinner_then_bar
+from crocodil.report.progress import bar, pieces_of_work, spinner, spinner_then_bar
 from crocodil.report.records import Decoding, Demasking, Report, Synthesis, Written
 from crocodil.report.visible import visible
 
@@ -40,7 +41,8 @@ def autoencode(args: argparse.Namespace) -> None:
     sources = read_sources(args.files, args.held_out)
     folder = _folder(args.report)
     model = _load(args.model)
-    from crocodil.report import measure, paper
+    from crocodil.report import measure
+    from crocodil.reproduce import paper
 
     decoding = _decoding(args)
     length = decoding.length or model.window
@@ -250,7 +252,8 @@ def evaluate(args: argparse.Namespace) -> None:
     )
     folder = _folder(args.report)
     model = _load(args.model)
-    from crocodil.report import measure, paper
+    from crocodil.report import measure
+    from crocodil.reproduce import paper
 
     decoding = Decoding((), args.k, None, args.length, args.temperature, args.seed)
     length = decoding.length or model.window
@@ -290,7 +293,8 @@ def likelihood(args: argparse.Namespace) -> None:
     ks = args.k or tuple(dict.fromkeys(min(k, model.K) for k in (0, 8, 64, model.K)))
     if min(ks) < 0 or max(ks) > model.K:
         raise CrocodilError(f"--k must be between 0 and {model.K}, the registers of this model")
-    from crocodil.reproduce.likelihood import by_level, by_noise, held_out_windows
+    from crocodil.reproduce.measures.masked_tokens import by_level, by_noise
+    from crocodil.reproduce.texts import held_out_windows
 
     with spinner("reading held-out texts"):
         samples = held_out_windows(model, args.source, args.windows)
@@ -311,6 +315,73 @@ def likelihood(args: argparse.Namespace) -> None:
 
     show_levels(_console(), levels)
     show_noise(_console(), noise)
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Figures and tables of the paper: measure, draw, and show them beside the paper's values."""
+    names = [name for name in args.names if "=" not in name]
+    overrides = tuple(name for name in args.names if "=" in name)
+    with spinner("reading what there is to measure"):
+        from crocodil.reproduce.figures import FIGURES
+    if args.list:
+        if args.json:
+            told = ("place", "title", "finding")
+            _print_json([{"name": n} | {key: getattr(f, key) for key in told} for n, f in FIGURES.items()])
+        else:
+            for name, figure in FIGURES.items():
+                print(f"{name:12} {figure.place:18} {figure.title}")
+        return
+    chosen = choose(names, list(FIGURES))
+    import transformers
+
+    from crocodil.reproduce.config import preset
+    from crocodil.reproduce.lab import Lab
+    from crocodil.reproduce.pages import write
+    from crocodil.reproduce.run import ranks, reproduce
+
+    transformers.logging.disable_progress_bar()
+    name = args.preset or ("nano" if args.model == "bundled" else "paper")
+    config = preset(name, overrides)
+    out = _folder(args.out)
+    assert out is not None
+    if args.markdown is not None:
+        _check_writable(Path(args.markdown), "--markdown")
+    first = ranks()[0] == 0
+    lab = Lab(config, out / "measured", args.model, args.denoiser)
+    if first:
+        _say(f"preset {name}; results in {out}, where an interrupted run goes on")
+    with pieces_of_work(first) as progress:
+        results = reproduce(lab, [FIGURES[one] for one in chosen], name, progress)
+    if results is None:
+        return
+    page = write(out, results, args.markdown)
+    if args.json:
+        from crocodil.reproduce.result import to_json
+
+        _print_json([json.loads(to_json(result)) for result in results])
+    else:
+        from crocodil.report.terminal import show_result
+
+        for result in results:
+            show_result(_console(), result)
+    _say(f"report: {page}")
+
+
+def choose(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The figures asked for, in the order of the report.
+
+    Raises:
+        CrocodilError: none is named, or one that there is not.
+    """
+    for name in names:
+        if name not in known and name != "all":
+            near = difflib.get_close_matches(name, known, 1)
+            raise CrocodilError(
+                f"no figure {name!r}{f': did you mean {near[0]}?' if near else ''}; crocodil reproduce --list names them"
+            )
+    if not names:
+        raise CrocodilError("name a figure, as table1, or all; crocodil reproduce --list names them")
+    return [name for name in known if name in names or "all" in names]
 
 
 def info(args: argparse.Namespace) -> None:

@@ -49,6 +49,7 @@ class DenoiserConfig:
 
 
 PRESETS = {
+    "tiny": {"width": 96, "layers": 4, "heads": 4},
     "nano": {"width": 192, "layers": 6, "heads": 4},
     # 28 layers as PixArt; 17 heads of 64 make 409 M parameters at D = 1024, K = 128 without cross-attention
     "pixart-400m": {"width": 1088, "layers": 28, "heads": 17},

@@ -71,6 +71,23 @@ class GenerationScore:
 
 
 @dataclass(frozen=True)
+class TextScore:
+    """What a judge thinks of one text."""
+
+    nats: float
+    """Sum over its tokens."""
+    tokens: int
+    """Tokens that were scored, 0 where there is none to score."""
+    token_entropy: float
+    repetition: float
+    length: int
+    """Tokens of the judge, BOS not counted."""
+    characters: int
+    cut: bool
+    """Longer than the judge's context, and read in pieces."""
+
+
+@dataclass(frozen=True)
 class TextFeatures:
     """Texts as points, for `metrics.mauve`."""
 
@@ -151,41 +168,70 @@ def generative_perplexity(texts: Sequence[str], judge: Judge, batch_size: int = 
     Raises:
         CrocodilError: no text has a token to score, or the judge's arithmetic overflows.
     """
-    bos = [] if judge.tokenizer.bos_token_id is None else [int(judge.tokenizer.bos_token_id)]
-    kept = [(t, ids) for t, ids in zip(texts, _tokenise(texts, judge), strict=True) if len(bos + ids) > 1]
-    if not kept:
+    scores = [score for score in score_texts(texts, judge, batch_size) if score.tokens]
+    if not scores:
         raise CrocodilError(f"none of {len(texts)} texts has a token to score; give one at least")
-    pieces = [piece for _, ids in kept for piece in _pieces(ids, bos, judge.context)]
-    nats, tokens = 0.0, 0
-    for which, ids_BN, attend_BN in _batches(pieces, batch_size, judge):
-        logits_BNV = judge.model(input_ids=ids_BN, attention_mask=attend_BN, use_cache=False).logits
-        # one text at a time: a float32 copy of the whole batch's logits would be the largest thing in memory
-        for logits_NV, ids_N, piece in zip(logits_BNV, ids_BN, which, strict=True):
-            n = len(pieces[piece])
-            logits = logits_NV[: n - 1].to(torch.promote_types(logits_NV.dtype, torch.float32))
-            nats += float(F.cross_entropy(logits, ids_N[1:n], reduction="none").double().sum())
-            tokens += n - 1
-    if not math.isfinite(nats):
-        raise CrocodilError(
-            f"the judge {judge.name} overflows in {judge.dtype}; open it with dtype=torch.float32"
-        )
-    mean = lambda values: sum(values) / len(kept)  # noqa: E731
+    nats, tokens = math.fsum(score.nats for score in scores), sum(score.tokens for score in scores)
+    mean = lambda name: sum(getattr(score, name) for score in scores) / len(scores)  # noqa: E731
     return GenerationScore(
         # math.exp would refuse what torch calls infinite
         perplexity=float(torch.tensor(nats / tokens, dtype=torch.float64).exp()),
         nats=nats / tokens,
         tokens=tokens,
-        token_entropy=mean(token_entropy(ids) for _, ids in kept),
-        repetition=mean(repetition(ids) for _, ids in kept),
-        mean_tokens=mean(len(ids) for _, ids in kept),
-        mean_characters=mean(len(text) for text, _ in kept),
-        texts=len(kept),
-        left_out=len(texts) - len(kept),
-        cut=sum(len(bos + ids) > judge.context for _, ids in kept),
+        token_entropy=mean("token_entropy"),
+        repetition=mean("repetition"),
+        mean_tokens=mean("length"),
+        mean_characters=mean("characters"),
+        texts=len(scores),
+        left_out=len(texts) - len(scores),
+        cut=sum(score.cut for score in scores),
         judge=judge.name,
         dtype=judge.dtype,
         context=judge.context,
     )
+
+
+@torch.no_grad()
+def score_texts(texts: Sequence[str], judge: Judge, batch_size: int = 8) -> list[TextScore]:
+    """What `generative_perplexity` is made of, text by text; one without a token to score has `tokens` 0.
+
+    Raises:
+        CrocodilError: there are no texts, or the judge's arithmetic overflows.
+    """
+    bos = [] if judge.tokenizer.bos_token_id is None else [int(judge.tokenizer.bos_token_id)]
+    ids_of_texts = _tokenise(texts, judge)
+    owners = [
+        (text, piece)
+        for text, ids in enumerate(ids_of_texts)
+        if len(bos + ids) > 1
+        for piece in _pieces(ids, bos, judge.context)
+    ]
+    pieces = [piece for _, piece in owners]
+    nats, tokens = [0.0] * len(texts), [0] * len(texts)
+    for which, ids_BN, attend_BN in _batches(pieces, batch_size, judge):
+        logits_BNV = judge.model(input_ids=ids_BN, attention_mask=attend_BN, use_cache=False).logits
+        # one text at a time: a float32 copy of the whole batch's logits would be the largest thing in memory
+        for logits_NV, ids_N, piece in zip(logits_BNV, ids_BN, which, strict=True):
+            n, text = len(pieces[piece]), owners[piece][0]
+            logits = logits_NV[: n - 1].to(torch.promote_types(logits_NV.dtype, torch.float32))
+            nats[text] += float(F.cross_entropy(logits, ids_N[1:n], reduction="none").double().sum())
+            tokens[text] += n - 1
+    if not all(map(math.isfinite, nats)):
+        raise CrocodilError(
+            f"the judge {judge.name} overflows in {judge.dtype}; open it with dtype=torch.float32"
+        )
+    return [
+        TextScore(
+            nats[text],
+            tokens[text],
+            token_entropy(ids) if ids else 0.0,
+            repetition(ids),
+            len(ids),
+            len(texts[text]),
+            len(bos + ids) > judge.context,
+        )
+        for text, ids in enumerate(ids_of_texts)
+    ]
 
 
 @torch.no_grad()

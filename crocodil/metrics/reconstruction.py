@@ -1,4 +1,4 @@
-"""How near a reconstruction is to its source: character error rate (CRoCoDiL Tab. 1, 2), exact match, validity.
+"""How near a reconstruction is to its source: character error rate (CRoCoDiL Tab. 1, 2), tokens, exact match, validity.
 
 Characters are Unicode code points, so an accented letter costs what a plain one costs.
 """
@@ -42,6 +42,24 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
     return sum(p == r for p, r in zip(predictions, references, strict=True)) / len(references)
 
 
+def token_accuracy(predicted: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> float:
+    """Share of positions with the same token on both sides, mean over texts, every text alike however long.
+
+    A text has as many positions as the longer of its two sides, so that tokens too few and tokens too many are both
+    wrong. Nothing is shifted: one token inserted at the beginning may cost all that follow. Two empty texts score 1.
+
+    Args:
+        predicted: token ids of every text.
+        reference: of the same vocabulary.
+    """
+    _check(predicted, reference)
+    shares = (
+        sum(a == b for a, b in zip(p, r, strict=False)) / max(len(p), len(r)) if len(p) or len(r) else 1.0
+        for p, r in zip(predicted, reference, strict=True)
+    )
+    return sum(shares) / len(reference)
+
+
 def parses(text: str) -> bool:
     """Whether a text is a syntactically valid Python program for the running interpreter."""
     with warnings.catch_warnings():
@@ -61,7 +79,14 @@ def parse_rate(predictions: Sequence[str], references: Sequence[str]) -> float |
     return sum(map(parses, valid)) / len(valid) if valid else None
 
 
-def _check(predictions: Sequence[str], references: Sequence[str]) -> None:
+def valid_rate(texts: Sequence[str]) -> float:
+    """Share of texts that parse, for generated texts, which have no reference; an empty text parses."""
+    if not texts:
+        raise CrocodilError("no texts to parse; give one at least")
+    return sum(map(parses, texts)) / len(texts)
+
+
+def _check(predictions: Sequence[object], references: Sequence[object]) -> None:
     if len(predictions) != len(references):
         raise CrocodilError(
             f"{len(predictions)} predictions for {len(references)} references; give one for each"

@@ -15,8 +15,8 @@ from crocodil.metrics.reconstruction import cer, corpus_cer, exact_match, mean_c
 from crocodil.model import Model
 from crocodil.registers.registers import Registers
 from crocodil.report.forming import Forming
-from crocodil.report.paper import cer_at
 from crocodil.report.records import Decoding, Demasking, GridRow, Reconstruction, Source
+from crocodil.reproduce.paper import cer_at
 from crocodil.sampler.demask import demask
 from crocodil.text.windows import split_text
 

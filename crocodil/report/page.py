@@ -14,7 +14,6 @@ from crocodil.metrics.reconstruction import parses
 from crocodil.report.diff import Row, diff
 from crocodil.report.forming import at_step
 from crocodil.report.palette import ink_on, step_colour
-from crocodil.report.paper import CAPTION
 from crocodil.report.records import (
     Demasking,
     GridRow,
@@ -26,6 +25,7 @@ from crocodil.report.records import (
 )
 from crocodil.report.summary import summarise
 from crocodil.report.visible import visible
+from crocodil.reproduce.paper import CAPTION
 
 TEMPLATES = Path(__file__).parent / "templates"
 FRAMES = 6

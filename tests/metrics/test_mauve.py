@@ -233,3 +233,18 @@ def test_what_does_not_compare_is_refused() -> None:
         mauve(torch.zeros(1, 3), torch.zeros(1, 3))
     with pytest.raises(CrocodilError, match="not all finite"):
         mauve(torch.full((9, 3), torch.inf), torch.zeros(9, 3))
+
+
+def test_resampled_areas_lie_around_the_area() -> None:
+    """Equal histograms of many texts: resampling takes little away; of few texts, more."""
+    from crocodil.metrics.mauve import Histograms, resampled_areas
+
+    few, many = (Histograms(torch.full((4,), n), torch.full((4,), n), 2) for n in (5, 2000))
+    assert float(resampled_areas(many, 20).min()) > 0.98
+    small = resampled_areas(few, 20)
+    assert small.shape == (20,) and float(small.mean()) < 0.98 and float(small.max()) <= 1
+    assert torch.equal(small, resampled_areas(few, 20)) and not torch.equal(
+        small, resampled_areas(few, 20, 1)
+    )
+    apart = Histograms(torch.tensor([9, 0]), torch.tensor([0, 9]), 2)
+    assert float(resampled_areas(apart, 5).max()) < 0.1

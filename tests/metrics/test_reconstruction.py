@@ -8,7 +8,16 @@ from functools import cache
 import pytest
 
 from crocodil.errors import CrocodilError
-from crocodil.metrics.reconstruction import cer, corpus_cer, exact_match, mean_cer, parse_rate, parses
+from crocodil.metrics.reconstruction import (
+    cer,
+    corpus_cer,
+    exact_match,
+    mean_cer,
+    parse_rate,
+    parses,
+    token_accuracy,
+    valid_rate,
+)
 
 
 def edits(a: str, b: str) -> int:
@@ -65,6 +74,38 @@ def test_exact_match_counts_whole_texts() -> None:
     assert exact_match(["a", "b ", ""], ["a", "b", ""]) == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize(
+    ("predicted", "reference", "expected"),
+    [
+        ([1, 2, 3, 4], [1, 2, 3, 4], 1.0),
+        ([1, 2, 9, 4], [1, 2, 3, 4], 3 / 4),
+        ([1, 2], [1, 2, 3, 4], 2 / 4),
+        ([1, 2, 3, 4, 5, 5, 5, 5], [1, 2, 3, 4], 4 / 8),
+        ([9, 1, 2, 3], [1, 2, 3], 0.0),
+        ([], [1, 2], 0.0),
+        ([1, 2], [], 0.0),
+        ([], [], 1.0),
+    ],
+)
+def test_token_accuracy_of_hand_counted_texts(
+    predicted: list[int], reference: list[int], expected: float
+) -> None:
+    assert token_accuracy([predicted], [reference]) == pytest.approx(expected)
+    assert token_accuracy([reference], [predicted]) == pytest.approx(expected)
+
+
+def test_a_longer_prediction_is_never_more_accurate() -> None:
+    rng = random.Random(0)
+    for _ in range(100):
+        reference, predicted = (rng.choices(range(3), k=8) for _ in range(2))
+        score = token_accuracy([predicted], [reference])
+        assert token_accuracy([predicted + rng.choices(range(3), k=4)], [reference]) <= score
+
+
+def test_token_accuracy_weighs_texts_alike() -> None:
+    assert token_accuracy([[1], [1, 2, 3, 4]], [[2], [1, 2, 3, 4]]) == pytest.approx(1 / 2)
+
+
 @pytest.mark.parametrize("text", ["x = 1\n", "", "s = '\\d'\n", "def f(x):\n    return x"])
 def test_valid_programs_parse_without_a_warning(text: str) -> None:
     assert parses(text)
@@ -80,7 +121,14 @@ def test_parse_rate_looks_only_at_references_that_parse() -> None:
     assert parse_rate(["x"], ["not a program"]) is None
 
 
-@pytest.mark.parametrize("measure", [mean_cer, corpus_cer, exact_match, parse_rate])
+def test_valid_rate_wants_no_reference() -> None:
+    assert valid_rate(["x = 1", "x = (", "", "def f(:"]) == pytest.approx(2 / 4)
+    assert valid_rate(["x ="]) == 0 and valid_rate(["x"]) == 1
+    with pytest.raises(CrocodilError, match="no texts"):
+        valid_rate([])
+
+
+@pytest.mark.parametrize("measure", [mean_cer, corpus_cer, exact_match, parse_rate, token_accuracy])
 def test_lists_that_do_not_pair_up_are_refused(measure) -> None:
     with pytest.raises(CrocodilError, match="2 predictions for 1"):
         measure(["a", "b"], ["a"])

@@ -11,8 +11,8 @@ from crocodil.autoencoder import Autoencoder
 from crocodil.bundle import save_autoencoder
 from crocodil.metrics.reconstruction import cer
 from crocodil.model import Model
-from crocodil.report.paper import cer_at
 from crocodil.report.records import Demasking, GridRow, ModelFacts, Reconstruction, Report, Token
+from crocodil.reproduce.paper import cer_at
 from crocodil.text.vocabulary import Vocabulary
 
 

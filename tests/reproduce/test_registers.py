@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from crocodil import CrocodilError
 from crocodil.denoiser.dit import DenoiserConfig
 from crocodil.denoiser.weights import Denoisers, TrainedDenoiser
+from crocodil.metrics.prdc import prdc
 from crocodil.model import Model, load
-from crocodil.reproduce.denoising import coverage, psnr_by_time
+from crocodil.reproduce.measures.registers import draw, psnr
 from crocodil.text.windows import Sample
 
 PIECES = [
@@ -55,23 +56,29 @@ def samples(model: Model) -> list[Sample]:
 
 def test_the_conditional_oracle_is_above_the_unconditional_guess(model: Model, samples: list[Sample]) -> None:
     """Zeros have 0 dB at any noise; the condition is the nearer to the answer the more of the text it sees."""
-    rows = psnr_by_time(model, samples, [0.3, 0.9], visible=(0.2, 0.95))
-    assert [(row.s, row.visible) for row in rows] == [
-        (s, share) for share in (None, 0.2, 0.95) for s in (0.3, 0.9)
-    ]
-    values = [row.psnr for row in rows]
-    assert values[:2] == pytest.approx([0.0, 0.0], abs=1e-5)
-    assert values[2] == values[3] and values[4] == values[5] > values[2]
+    for s in (0.3, 0.9):
+        assert psnr(model, samples, s, None, 4).tolist() == pytest.approx([0.0] * len(samples), abs=1e-5)
+    little, much = (psnr(model, samples, 0.3, share, 4).mean() for share in (0.2, 0.95))
+    assert much > little
+    assert torch.equal(psnr(model, samples, 0.3, 0.2, 4), psnr(model, samples, 0.9, 0.2, 4))
 
 
-def test_registers_made_from_the_text_cover_the_real_ones(model: Model, samples: list[Sample]) -> None:
-    zeros, near = coverage(model, samples, k=2, latent_steps=2, refresh_steps=2, visible=1.0, seed=3)
-    assert zeros.visible is None and near.visible == 1.0 and near.samples == len(samples)
-    assert near.score.mean.recall >= 0.9 and near.score.mean.coverage >= 0.9
-    assert len(near.score.registers) == 2
+def test_a_texts_psnr_does_not_depend_on_its_batch(model: Model, samples: list[Sample]) -> None:
+    whole = psnr(model, samples, 0.5, 0.5, 2)
+    parts = torch.cat([psnr(model, samples[:3], 0.5, 0.5, 2), psnr(model, samples[3:], 0.5, 0.5, 2)])
+    assert torch.allclose(whole, parts, atol=1e-4)
+
+
+def test_registers_drawn_from_the_text_cover_the_real_ones(model: Model, samples: list[Sample]) -> None:
+    drawn = draw(model, samples, 1.0, k=2, steps=2, seed=3)
+    real = model.encode_ids([sample.text_ids for sample in samples], 2)
+    assert drawn.shape == (len(samples), 2, model.D)
+    assert torch.allclose(drawn.norm(dim=-1), torch.full((len(samples), 2), model.D**0.5))
+    score = prdc(drawn[:, 1], real[:, 1])
+    assert score.recall >= 0.9 and score.coverage >= 0.9
 
 
 def test_a_model_without_denoisers_is_refused(model: Model, samples: list[Sample]) -> None:
     model.__dict__["denoisers"] = Denoisers()
-    with pytest.raises(CrocodilError, match="lacks a denoiser"):
-        psnr_by_time(model, samples, [0.5])
+    with pytest.raises(CrocodilError, match="lacks the unconditional denoiser"):
+        psnr(model, samples, 0.5, None, 2)

@@ -5,18 +5,28 @@ from __future__ import annotations
 import pytest
 
 from crocodil.errors import CrocodilError
-from crocodil.report import paper
+from crocodil.reproduce import paper
 
 
 def test_at_256_tokens_it_is_table_1() -> None:
-    assert paper.rows(256) == list(paper.CER)
-    assert [paper.cer_at(block, nfe, 256) for block, nfe in paper.rows(256)] == list(paper.CER.values())
+    table = paper.TABLES[256]
+    assert paper.rows(256) == list(table) and len(table) == 19
+    assert [paper.scores_at(block, nfe, 256) for block, nfe in paper.rows(256)] == list(table.values())
+
+
+def test_at_512_tokens_it_is_table_2() -> None:
+    table = paper.TABLES[512]
+    assert paper.rows(512, table=512) == list(table) and len(table) == 25
+    assert paper.scores_at(256, 16, 256, table=512) == table[512, 16]
+    # half of its windows: no step may be without a token
+    assert all(nfe <= 128 for _, nfe in paper.rows(128, table=512))
 
 
 def test_elsewhere_blocks_keep_their_share() -> None:
     rows = paper.rows(128)
     assert {block for block, _ in rows} == {16, 32, 64, 128}
-    assert paper.cer_at(128, 4, 128) == paper.CER[256, 4] and paper.cer_at(16, 64, 128) == paper.CER[32, 64]
+    assert paper.cer_at(128, 4, 128) == paper.TABLES[256][256, 4].cer
+    assert paper.cer_at(16, 64, 128) == paper.TABLES[256][32, 64].cer
 
 
 @pytest.mark.parametrize("length", [1, 3, 32, 100, 128, 256, 512])

@@ -1,0 +1,269 @@
+"""What is measured, and on how many texts. The defaults are the paper's; where it names no number, ours stand here.
+
+`presets/nano.yaml` makes everything small enough for two CPU cores.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from crocodil.errors import CrocodilError
+from crocodil.training.config import load_config
+from crocodil.training.limits import LEAST_WINDOW, require_at_least
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """How texts are written out of noise."""
+
+    texts: int = 1000
+    """The paper does not say how many."""
+    temperature: float = 1.0
+    latent_steps: int = 128
+    refresh_steps: int = 32
+    fill: bool = True
+    """No text ends before its window does, so that all have one length."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Tables 1 and 2: the autoencoder."""
+
+    length: int
+    windows: int = 1000
+    """The paper does not say how many."""
+    k: int | None = None
+    """All registers if left out."""
+
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    """Fig. 4 and Eq. 6: by masking level."""
+
+    windows: int = 1000
+    length: int | None = None
+    """The model's window if left out."""
+    levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    ks: tuple[int, ...] = (0, 8, 64, 128)
+    """0 is the unguided demasker. More than the model has are left out."""
+
+
+@dataclass(frozen=True)
+class IndependenceGap:
+    """Eq. 6: how far tokens that are drawn at once are from independent."""
+
+    windows: int = 500
+    levels: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    ks: tuple[int, ...] = (0, 8, 64, 128)
+    draws: int = 4
+    """Points of the integral for each window and level."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Fig. 7: with noise on the registers."""
+
+    windows: int = 1000
+    sigmas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    t: float = 0.9
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Fig. 6 and Fig. 12: texts against NFE."""
+
+    lengths: tuple[int, ...]
+    ks: tuple[int, ...]
+    """Registers, one number for each length."""
+    nfes: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
+    remasking: Literal["low_confidence", "random"] = "low_confidence"
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """Fig. 8: between pairs of texts."""
+
+    pairs: int = 1000
+    length: int = 256
+    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    ks: tuple[int | None, ...] = (None,)
+    """Registers; None is all of them. The paper does not say."""
+    nfe: int = 64
+
+
+@dataclass(frozen=True)
+class Psnr:
+    """Fig. 9: denoised registers against the noise level."""
+
+    windows: int = 1000
+    levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    visible: tuple[float, ...] = (0.5,)
+    """Shares of the text that the conditional denoiser sees."""
+    ks: tuple[int, ...] = (128,)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """PRDC of App. E."""
+
+    samples: int = 5000
+    ks: tuple[int, ...] = (128,)
+    visible: float = 0.5
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Fig. 11: number of registers, time of the refresh, block offsets."""
+
+    length: int = 512
+    nfe: int = 32
+    ks: tuple[int, ...] = (8, 16, 32, 64)
+    refreshes: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+    k: int = 8
+    """Registers where they are not what changes."""
+    remasking: Literal["low_confidence", "random"] = "low_confidence"
+
+
+@dataclass(frozen=True)
+class Toy:
+    """App. B: two sentences."""
+
+    draws: int = 10_000
+    steps: int = 300
+    """Training steps of the toy's encoder, demasker and denoiser."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """App. C: without nested dropout, and with LayerNorm instead of √D scaling."""
+
+    windows: int = 1000
+    t: float = 1.0
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts to look at (Fig. 5, 13 – 18)."""
+
+    nfes: tuple[int, ...] = (4, 8, 16, 64)
+    nfe: int = 64
+    length: int = 256
+    texts: int = 2
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """Models that differ from another in one thing; a figure leaves out what is not named here, and says so."""
+
+    reference: str | None = None
+    """With register noise and nested dropout: recipes/configs/nano_ablation.yaml, or the model itself."""
+    no_noise: str | None = None
+    no_nested_dropout: str | None = None
+    layer_norm: str | None = None
+    offsets: str | None = None
+    """An unconditional denoiser of the model's registers, with block offsets."""
+    no_offsets: str | None = None
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Everything that says what is measured."""
+
+    source: str = "bundled"
+    """Held-out texts: `bundled`, or a corpus as in training, of which the held-out side is taken."""
+    judge: str = "openai-community/gpt2-large"
+    """A causal language model, for Gen-PPL and MAUVE; `bundled/judge` is a small one. The paper does not name its own."""
+    judge_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    scorer: str = "neulab/codebert-python"
+    """An encoder for BERTScore; this one, left to itself, with the settings of CodeBERTScore."""
+    scorer_layer: int | None = None
+    """Hidden state that stands for a token; the last if left out."""
+    part: int = 32
+    """Texts of a piece of work: what a killed sweep may lose."""
+    seed: int = 0
+    mauve_seeds: int = 5
+    synthesis: Synthesis = field(default_factory=Synthesis)
+    table1: Table = field(default_factory=lambda: Table(256))
+    table2: Table = field(default_factory=lambda: Table(512))
+    fig4: MaskedTokens = field(default_factory=MaskedTokens)
+    fig6: Generation = field(default_factory=lambda: Generation((512, 1024), (8, 16)))
+    fig7: Noise = field(default_factory=Noise)
+    fig8: Interpolation = field(default_factory=Interpolation)
+    fig9: Psnr = field(default_factory=Psnr)
+    fig11: Ablation = field(default_factory=Ablation)
+    fig12: Generation = field(default_factory=lambda: Generation((256,), (8,)))
+    prdc: Coverage = field(default_factory=Coverage)
+    eq6: IndependenceGap = field(default_factory=IndependenceGap)
+    appendix_b: Toy = field(default_factory=Toy)
+    appendix_c: Structure = field(default_factory=Structure)
+    examples: Examples = field(default_factory=Examples)
+    ablations: Ablations = field(default_factory=Ablations)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be measured with, before anything is opened."""
+        require_at_least(1, self, "part", "mauve_seeds")
+        require_at_least(0, self, "seed")
+        for section, least in LEAST.items():
+            require_at_least(1, getattr(self, section), *least, section=f"{section}.")
+        for section, names in RANGES.items():
+            for name, (low, high) in names.items():
+                values = getattr(getattr(self, section), name)
+                values = values if isinstance(values, tuple) else (values,)
+                if not values or not all(value is None or low <= value <= high for value in values):
+                    told = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
+                    raise CrocodilError(f"{section}.{name} is {values}; give numbers {told}, one at least")
+
+
+LEAST: dict[str, tuple[str, ...]] = {
+    "synthesis": ("texts", "latent_steps", "refresh_steps"),
+    "table1": ("windows",),
+    "table2": ("windows",),
+    "fig4": ("windows",),
+    "fig7": ("windows",),
+    "fig8": ("pairs", "nfe"),
+    "fig9": ("windows",),
+    "fig11": ("nfe", "k"),
+    "prdc": ("samples",),
+    "eq6": ("windows", "draws"),
+    "appendix_b": ("draws",),
+    "appendix_c": ("windows",),
+    "examples": ("nfe", "texts"),
+}
+"""What must be 1 or more."""
+MASKED = (1e-3, 1.0)
+LENGTH = (LEAST_WINDOW, math.inf)
+RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "synthesis": {"temperature": (0, 1e6)},
+    "table1": {"length": LENGTH, "k": (1, math.inf)},
+    "table2": {"length": LENGTH, "k": (1, math.inf)},
+    "fig4": {"length": LENGTH, "levels": MASKED, "ks": (0, math.inf)},
+    "fig6": {"lengths": LENGTH, "ks": (1, math.inf), "nfes": (1, math.inf)},
+    "fig7": {"sigmas": (0, 1e6), "t": MASKED},
+    "fig8": {"length": LENGTH, "alphas": (-1e3, 1e3), "ks": (1, math.inf)},
+    "fig9": {"levels": (0, 1), "visible": (0, 1), "ks": (1, math.inf)},
+    "fig11": {"length": LENGTH, "ks": (1, math.inf), "refreshes": (0, 0.999)},
+    "fig12": {"lengths": LENGTH, "ks": (1, math.inf), "nfes": (1, math.inf)},
+    "prdc": {"ks": (1, math.inf), "visible": (0, 1)},
+    "eq6": {"levels": MASKED, "ks": (0, math.inf)},
+    "appendix_b": {"steps": (0, 1e9)},
+    "appendix_c": {"t": MASKED},
+    "examples": {"nfes": (1, math.inf), "length": LENGTH},
+}
+"""Least and most of single numbers, and of those in lists, which must not be empty."""
+
+
+def preset(name: str, overrides: tuple[str, ...] = ()) -> ReproduceConfig:
+    """`paper` (the defaults), `nano`, or a YAML file.
+
+    Raises:
+        CrocodilError: no such preset or file, or a key or value that the configuration does not have.
+    """
+    if name == "paper":
+        return load_config(ReproduceConfig, None, overrides)
+    file = PRESETS / f"{name}.yaml"
+    return load_config(ReproduceConfig, str(file) if file.is_file() else name, overrides)

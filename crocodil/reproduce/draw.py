@@ -1,0 +1,172 @@
+"""Pictures of results, by matplotlib: SVG for pages, PNG for everything else."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crocodil.metrics.bootstrap import Estimate
+from crocodil.reproduce.figure import Chart, Column, Label, Row
+from crocodil.reproduce.result import Result
+
+COLOURS = ("#1f6b54", "#c8553d", "#3d5a98", "#b8860b", "#7a4b94", "#4d9078", "#8a5a44", "#5d676a")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+INK, SOFT, LINE = "#22282a", "#5d676a", "#d9d7ce"
+PANEL = (4.1, 3.1)
+"""Inches."""
+DPI = 160
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "svg.fonttype": "path",  # the reader's machine may lack the font
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One chart."""
+
+    title: str
+    svg: str
+    png: bytes
+
+
+def draw(result: Result) -> list[Picture]:
+    """A picture for each chart that has something to show. The same result gives the same bytes."""
+    found = []
+    for chart in result.charts:
+        rows = [
+            row
+            for row in result.rows
+            if chart.x in row.labels and all(row.labels.get(k) == v for k, v in chart.where.items())
+        ]
+        panels = [name for name in chart.panels if any(name in row.values for row in rows)]
+        if panels:
+            found.append(_picture(result, chart, rows, panels))
+    return found
+
+
+def _picture(result: Result, chart: Chart, rows: Sequence[Row], panels: Sequence[str]) -> Picture:
+    import matplotlib  # here, because it takes a second that other verbs need not wait for
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    columns = {column.name: column for column in result.columns}
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"{result.name} {chart.title}"}):
+        canvas = Canvas(figsize=(PANEL[0] * len(panels), PANEL[1]), layout="constrained")
+        FigureCanvasAgg(canvas)
+        axes = canvas.subplots(1, len(panels), squeeze=False)[0]
+        for ax, name in zip(axes, panels, strict=True):
+            (_bars if chart.kind == "bars" else _curves)(ax, chart, rows, columns[name])
+            ax.set_title(columns[name].heading)
+            if name in chart.log_y:
+                ax.set_yscale("log")
+                ax.yaxis.set_major_formatter(lambda value, at: f"{value:g}")
+                ax.yaxis.set_minor_formatter(lambda value, at: "")
+            elif all(one.value >= 0 for row in rows if (one := row.values.get(name))):
+                ax.set_ylim(bottom=0)
+        handles, labels = axes[0].get_legend_handles_labels()
+        if len(set(labels)) > 1:
+            most = 6
+            canvas.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), most))
+        svg, png = io.StringIO(), io.BytesIO()
+        canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        canvas.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    return Picture(chart.title, svg.getvalue(), png.getvalue())
+
+
+def _curves(ax: Any, chart: Chart, rows: Sequence[Row], column: Column) -> None:
+    shown = [row for row in rows if column.name in row.values and _is_place(row.labels[chart.x], chart.log_x)]
+    for at, (name, group) in enumerate(_groups(chart, shown)):
+        xs = [float(row.labels[chart.x]) for row in group]
+        estimates = [row.values[column.name] for row in group]
+        colour = COLOURS[at % len(COLOURS)]
+        ys = [_scaled(one.value, column) for one in estimates]
+        ax.plot(xs, ys, marker=MARKS[at % len(MARKS)], color=colour, label=name)
+        edges = [(_scaled(_low(one), column), _scaled(_high(one), column)) for one in estimates]
+        ax.fill_between(xs, *zip(*edges, strict=True), color=colour, alpha=0.13, linewidth=0)
+        printed = [
+            (x, row.paper[column.name]) for x, row in zip(xs, group, strict=True) if column.name in row.paper
+        ]
+        if printed:
+            px, py = zip(*printed, strict=True)
+            ax.plot(px, [_scaled(y, column) for y in py], linestyle=":", marker=MARKS[at % len(MARKS)],
+                    markerfacecolor="white", color=colour, linewidth=1.1, label=f"{name}, paper")  # fmt: skip
+    ax.set_xlabel(chart.x)
+    places = sorted({float(row.labels[chart.x]) for row in shown})
+    if chart.log_x and places:
+        ax.set_xscale("log", base=2)
+    if places and len(places) <= 12:
+        ax.set_xticks(places, [f"{place:g}" for place in places])
+        ax.minorticks_off()
+
+
+def _bars(ax: Any, chart: Chart, rows: Sequence[Row], column: Column) -> None:
+    shown = [row for row in rows if column.name in row.values]
+    places = list(dict.fromkeys(row.labels[chart.x] for row in shown))
+    groups = _groups(chart, shown)
+    width = 0.8 / max(1, len(groups))
+    for at, (name, group) in enumerate(groups):
+        xs = [places.index(row.labels[chart.x]) + (at - (len(groups) - 1) / 2) * width for row in group]
+        estimates = [row.values[column.name] for row in group]
+        ys = [_scaled(one.value, column) for one in estimates]
+        strays = [
+            [y - _scaled(_low(one), column) for y, one in zip(ys, estimates, strict=True)],
+            [_scaled(_high(one), column) - y for y, one in zip(ys, estimates, strict=True)],
+        ]
+        colour = COLOURS[at % len(COLOURS)]
+        ax.bar(xs, ys, width * 0.92, yerr=strays, color=colour, ecolor=INK, capsize=2, label=name)
+    ax.set_xticks(range(len(places)), [str(place).replace(" ", "\n", 1) for place in places])
+    ax.grid(False, axis="x")
+
+
+def _groups(chart: Chart, rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Rows by the labels that tell curves apart, each curve under its name."""
+    found: dict[tuple[Label, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row.labels.get(name, "") for name in chart.curves), []).append(row)
+    return [(", ".join(map(_say, chart.curves, key)), group) for key, group in found.items()]
+
+
+def _say(name: str, value: Label) -> str:
+    """A label in a legend; one that is a word needs no name before it."""
+    return f"{name} {value}" if not isinstance(value, str) or _is_share(value) else value
+
+
+def _is_share(value: str) -> bool:
+    return value.endswith("%") or value == "nothing"
+
+
+def _is_place(value: Label, log: bool) -> bool:
+    return isinstance(value, int | float) and (not log or value > 0)
+
+
+def _scaled(value: float, column: Column) -> float:
+    return 100 * value if column.percent else value
+
+
+def _low(one: Estimate) -> float:
+    return one.value if one.low is None or math.isnan(one.low) else min(one.low, one.value)
+
+
+def _high(one: Estimate) -> float:
+    return one.value if one.high is None or math.isnan(one.high) else max(one.high, one.value)

@@ -1,0 +1,125 @@
+"""What a figure is: lines to measure, numbers to make of them, and how to show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from crocodil.metrics.bootstrap import Estimate
+from crocodil.reproduce.lab import Lab, Task
+
+Label = str | int | float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One setting of a figure: a line of its table, a point of its picture."""
+
+    labels: Mapping[str, Label]
+    tasks: Sequence[Task]
+    """All that its numbers are made of."""
+    paper: Mapping[str, float] = field(default_factory=dict)
+    """What the paper prints for this very setting."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line that was measured."""
+
+    labels: Mapping[str, Label]
+    values: Mapping[str, Estimate]
+    paper: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One of the numbers of a figure."""
+
+    name: str
+    heading: str
+    """With its unit, and an arrow to where it is better: ↑ or ↓."""
+    digits: int = 3
+    percent: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture of some rows: for each of `panels`, its value over `x`, a curve for each combination of `curves`."""
+
+    title: str
+    x: str
+    panels: tuple[str, ...]
+    curves: tuple[str, ...] = ()
+    where: Mapping[str, Label] = field(default_factory=dict)
+    """Labels that rows must have."""
+    log_x: bool = False
+    log_y: tuple[str, ...] = ()
+    kind: Literal["curves", "bars"] = "curves"
+
+
+@dataclass(frozen=True)
+class Quote:
+    """A point that the paper's text names and that is none of our settings."""
+
+    labels: Mapping[str, Label]
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text to look at."""
+
+    group: str
+    label: str
+    text: str
+    reference: str | None = None
+    """What it is a reconstruction of; differences are marked."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure or table of the paper."""
+
+    name: str
+    """What `crocodil reproduce` calls it."""
+    place: str
+    """Where it stands in the paper."""
+    title: str
+    finding: str
+    """What the paper finds."""
+    columns: tuple[Column, ...]
+    lines: Callable[[Lab], list[Line]]
+    values: Callable[[Lab, Line], dict[str, Estimate]]
+    verdicts: Callable[[Lab, Sequence[Row]], list[str]]
+    """What came out beside what the paper finds, in sentences that are made of the numbers."""
+    charts: tuple[Chart, ...] = ()
+    quotes: tuple[Quote, ...] = ()
+    missing: Callable[[Lab], list[str]] = lambda lab: []
+    """What is left out for want of a model, and the line that trains one."""
+    passages: Callable[[Lab, Sequence[Line]], list[Passage]] = lambda lab, lines: []
+    notes: tuple[str, ...] = ()
+    """What has to be known to read the table."""
+
+
+def pick(rows: Sequence[Row], **labels: Label) -> list[Row]:
+    """The rows with these labels."""
+    return [row for row in rows if all(row.labels.get(name) == value for name, value in labels.items())]
+
+
+def one(rows: Sequence[Row], **labels: Label) -> Row | None:
+    """The row with these labels, if there is one."""
+    found = pick(rows, **labels)
+    return found[0] if found else None
+
+
+def ordered(rows: Sequence[Row], name: str, up: bool = True) -> bool:
+    """Whether a value never turns back from row to row, by more than the eighth digit."""
+    values = [row.values[name].value for row in rows]
+    steps = [b - a if up else a - b for a, b in zip(values, values[1:], strict=False)]
+    return all(step >= -1e-8 for step in steps)
+
+
+def agrees(holds: bool, claim: str, otherwise: str = "") -> str:
+    """A verdict."""
+    return f"As in the paper: {claim}." if holds else f"Not as in the paper: {otherwise or 'not ' + claim}."

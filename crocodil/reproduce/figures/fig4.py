@@ -1,0 +1,58 @@
+"""Fig. 4: masked-token prediction by masking level, without registers and under more and more of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crocodil.metrics.bootstrap import Estimate
+from crocodil.reproduce.figure import Chart, Column, Figure, Line, Row, agrees, ordered, pick
+from crocodil.reproduce.lab import MAIN, Lab
+from crocodil.reproduce.measures.masked_tokens import MaskedTokens, cross_entropy, top1
+
+
+def counts(lab: Lab, ks: Sequence[int]) -> list[int]:
+    """Those numbers of registers that the model has, in rising order."""
+    return sorted({k for k in ks if k <= lab.model(MAIN).K})
+
+
+def lines(lab: Lab) -> list[Line]:
+    config = lab.config.fig4
+    length = config.length or lab.model(MAIN).window
+    return [
+        Line(
+            {"k": k, "t": t},
+            [MaskedTokens(length, part, t, k) for part in lab.parts(config.windows, length)],
+        )
+        for k in counts(lab, config.ks)
+        for t in config.levels
+    ]
+
+
+def values(lab: Lab, line: Line) -> dict[str, Estimate]:
+    return {"cross_entropy": cross_entropy(lab, line.tasks), "top1": top1(lab, line.tasks)}
+
+
+def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
+    ks = list(dict.fromkeys(row.labels["k"] for row in rows))
+    levels = list(dict.fromkeys(row.labels["t"] for row in rows))
+    harder = all(ordered(pick(rows, k=k), "cross_entropy") for k in ks[:-1])
+    better = all(ordered(pick(rows, t=t), "cross_entropy", up=False) for t in levels)
+    right = all(ordered(pick(rows, t=t), "top1") for t in levels)
+    return [
+        agrees(harder, "the more is masked, the higher the cross-entropy"),
+        agrees(better and right, "at every level, more registers predict better, in cross-entropy and in top-1"),
+    ]  # fmt: skip
+
+
+FIGURE = Figure(
+    "fig4",
+    "Figure 4",
+    "Masked tokens by masking level",
+    "Prediction gets harder with more masking; registers help, the more the more there are.",
+    (Column("cross_entropy", "cross-entropy, nats ↓"), Column("top1", "top-1 ↑", 1, percent=True)),
+    lines,
+    values,
+    verdicts,
+    (Chart("by masking level t", "t", ("cross_entropy", "top1"), ("k",)),),
+    notes=("k = 0 is the unguided demasker with the same weights.",),
+)

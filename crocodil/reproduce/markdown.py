@@ -1,0 +1,159 @@
+"""Results as Markdown: a page for `docs/` and code hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from crocodil.metrics.bootstrap import Estimate
+from crocodil.report.visible import visible
+from crocodil.reproduce.figure import Column, Label
+from crocodil.reproduce.result import Result
+
+SHOWN = 900
+"""Characters of an example."""
+
+
+def render(results: Sequence[Result], pictures: Mapping[str, Sequence[str]]) -> str:
+    """The page, a function of the results alone.
+
+    Args:
+        pictures: for each result, paths of its pictures, relative to the page.
+    """
+    head = results[0].provenance
+    parts = [
+        "# Reproduction\n",
+        "Written by `crocodil reproduce`; a change by hand is lost with the next run.\n",
+        f"```sh\n{command(results)}\n```\n",
+        f"Model `{head.model}`: {', '.join(f'{name} {count:,}' for name, count in head.parameters.items())} parameters. "
+        f"{judges(results)}"
+        f"Held-out texts: `{head.source}` ({head.texts_digest}). Seed {head.seed}, configuration {head.config_hash}. "
+        f"{', '.join(f'{name} {version}' for name, version in head.versions.items())}; {head.device}. "
+        "In brackets: 95 % intervals by bootstrap over texts.\n",
+        overview(results),
+    ]
+    return "\n".join(parts + [section(result, pictures.get(result.name, ())) for result in results])
+
+
+def judges(results: Sequence[Result]) -> str:
+    """Who judged, where anybody did."""
+    found = [
+        ("Judge", [r.provenance.judge for r in results]),
+        ("BERTScore by", [r.provenance.scorer for r in results]),
+    ]
+    return "".join(f"{what} {name}. " for what, names in found for name in dict.fromkeys(names) if name)
+
+
+def command(results: Sequence[Result]) -> str:
+    """What measures this again, from the preset."""
+    names = " ".join(result.name for result in results)
+    return f"crocodil reproduce {names} --model {results[0].provenance.model} --preset {results[0].provenance.preset}"
+
+
+def overview(results: Sequence[Result]) -> str:
+    """One line for each figure: what the paper finds, and how many of our verdicts agree."""
+    lines = ["| | the paper finds | here |", "| --- | --- | --- |"]
+    for result in results:
+        yes = sum(verdict.startswith("As in the paper") for verdict in result.verdicts)
+        no = sum(verdict.startswith("Not as in the paper") for verdict in result.verdicts)
+        told = (
+            f"{yes} of {yes + no} findings"
+            if yes + no
+            else "to look at"
+            if result.passages
+            else "not measured"
+        )
+        lines.append(f"| [{result.place}](#{anchor(result)}) | {result.finding} | {told} |")
+    return "\n".join(lines) + "\n"
+
+
+def anchor(result: Result) -> str:
+    """The link to a section, by a code host's rule."""
+    kept = "".join(c for c in heading(result).lower() if c.isalnum() or c in " -_")
+    return kept.replace(" ", "-")
+
+
+def heading(result: Result) -> str:
+    return f"{result.place}: {result.title}"
+
+
+def section(result: Result, pictures: Sequence[str]) -> str:
+    """One figure."""
+    parts = [f"## {heading(result)}\n", f"The paper: {result.finding}\n"]
+    parts += [
+        f"![{result.title}: {chart.title}]({path})\n"
+        for chart, path in zip(result.charts, pictures, strict=False)
+    ]
+    remarks = [*result.verdicts, *result.missing]
+    if remarks:
+        parts.append("\n".join(f"- {one}" for one in remarks) + "\n")
+    if any(row.values for row in result.rows):
+        parts.append(table(result))
+    if result.quotes:
+        parts.append(quotes(result))
+    parts += [f"{note}\n" for note in result.notes]
+    parts += [_passage(one.group, one.label, one.text) for one in result.passages]
+    parts.append(f"{result.provenance.seconds:,.0f} s of work.\n")
+    return "\n".join(parts)
+
+
+def table(result: Result) -> str:
+    """Labels, our values with their intervals, and the paper's where it prints them."""
+    columns = [c for c in result.columns if any(c.name in row.values for row in result.rows)]
+    printed = [c for c in columns if any(c.name in row.paper for row in result.rows)]
+    heads = [*result.labels]
+    for column in columns:
+        heads += [column.heading, *(["paper"] if column in printed else [])]
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for row in result.rows:
+        cells = [label(row.labels.get(name, "")) for name in result.labels]
+        for column in columns:
+            cells.append(estimate(row.values.get(column.name), column))
+            if column in printed:
+                cells.append(number(row.paper.get(column.name), column))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def quotes(result: Result) -> str:
+    """What the paper's text names."""
+    labels = list(dict.fromkeys(name for one in result.quotes for name in one.labels))
+    columns = [c for c in result.columns if any(c.name in one.values for one in result.quotes)]
+    lines = ["| the paper | " + " | ".join([*labels[1:], *(c.heading for c in columns)]) + " |"]
+    lines.append("|" + " --- |" * (len(labels) + len(columns)))
+    for one in result.quotes:
+        first, *others = labels
+        cells = [
+            f"{first} {label(one.labels.get(first, ''))}",
+            *(label(one.labels.get(name, "")) for name in others),
+        ]
+        cells += [number(one.values.get(column.name), column) for column in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def label(value: Label) -> str:
+    """A label in a cell."""
+    return (
+        f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    )
+
+
+def number(value: float | None, column: Column) -> str:
+    """A number as its column wants it, or nothing."""
+    if value is None:
+        return ""
+    return f"{100 * value:.{column.digits}f} %" if column.percent else f"{value:,.{column.digits}f}"
+
+
+def estimate(one: Estimate | None, column: Column) -> str:
+    """A number and its interval."""
+    if one is None or one.low is None or one.high is None:
+        return number(one.value if one else None, column)
+    low, high = (number(edge, column).removesuffix(" %") for edge in (one.low, one.high))
+    return f"{number(one.value, column)} [{low}, {high}]"
+
+
+def _passage(group: str, name: str, text: str) -> str:
+    shown = visible(text[:SHOWN]) + ("…" if len(text) > SHOWN else "")
+    fence = "`" * (3 + max((len(run) for run in shown.split() if set(run) == {"`"}), default=0))
+    return f"**{group}, {name}**\n\n{fence}text\n{shown}\n{fence}\n"

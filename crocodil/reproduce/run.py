@@ -1,0 +1,132 @@
+"""From the names of figures to results: deal the work out, do it, make numbers of it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import torch
+import transformers
+
+import crocodil
+from crocodil.metrics.bootstrap import Estimate
+from crocodil.report.facts import machine, model_facts
+from crocodil.reproduce.figure import Figure, Line, Row
+from crocodil.reproduce.lab import MAIN, Lab, Task, everything_read
+from crocodil.reproduce.result import Provenance, Result
+from crocodil.training.config import config_text
+
+POLL_SECONDS = 0.5
+
+
+def ranks() -> tuple[int, int]:
+    """(this process's number, how many there are), as `accelerate launch` tells each.
+
+    They share nothing but the folder of results, so none waits for another until everything is measured.
+    """
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def reproduce(
+    lab: Lab,
+    figures: Sequence[Figure],
+    preset: str,
+    progress: Callable[[str, float, float], None] = lambda what, done, total: None,
+) -> list[Result] | None:
+    """Measure figures; what has been measured before is taken from the lab's store.
+
+    Args:
+        preset: the name of the configuration, for the record.
+        progress: told what is being done, how much is done, and how much there is to do, in one unit.
+
+    Returns:
+        A result for each figure; None on every process but the first.
+    """
+    planned = [(figure, figure.lines(lab)) for figure in figures]
+    owners: dict[str, tuple[str, Task]] = {}
+    for figure, lines in planned:
+        for task in (task for line in lines for task in line.tasks):
+            owners.setdefault(lab.key(task), (figure.place, task))
+    for _, task in owners.values():
+        task.check(lab)
+    todo = [(key, place, task) for key, (place, task) in owners.items() if key not in lab.store]
+    weights = {key: task.weight(lab) for key, _, task in todo}
+    total, done = sum(weights.values()), 0.0
+    rank, world = ranks()
+    for key, place, task in todo[rank::world]:
+        progress(place, done, total / world)
+        lab.result(task)
+        done += weights[key]
+    if rank:
+        return None
+    while waiting := sum(key not in lab.store for key, _, _ in todo):
+        progress(f"waiting for {waiting} pieces of other processes", done, total / world)
+        time.sleep(POLL_SECONDS)
+    results = []
+    for figure, lines in planned:
+        progress(f"{figure.place}, numbers", total / world, total / world)
+        results.append(_result(lab, figure, lines, preset))
+    return results
+
+
+def _result(lab: Lab, figure: Figure, lines: Sequence[Line], preset: str) -> Result:
+    rows = [Row(line.labels, _finite(figure.values(lab, line)), line.paper) for line in lines]
+    tasks = [task for line in lines for task in line.tasks]
+    seconds = {lab.key(task): lab.result(task).seconds for task in tasks}
+    reads = {name for task in tasks for name in everything_read(task)}
+    return Result(
+        figure.name,
+        figure.place,
+        figure.title,
+        figure.finding,
+        figure.columns,
+        figure.charts,
+        rows,
+        figure.quotes,
+        figure.verdicts(lab, rows) if rows else [],
+        figure.missing(lab),
+        figure.notes,
+        figure.passages(lab, lines),
+        _provenance(lab, preset, sum(seconds.values()), reads),
+    )
+
+
+def _finite(values: dict[str, Estimate]) -> dict[str, Estimate]:
+    """Without numbers that are none: a MAUVE of too few texts, a perplexity beyond all bounds."""
+    return {name: one for name, one in values.items() if math.isfinite(one.value)}
+
+
+def _provenance(lab: Lab, preset: str, seconds: float, reads: set[str]) -> Provenance:
+    model, config = lab.model(MAIN), lab.config
+    facts = model_facts(model)
+    parameters = {"encoder": facts.encoder_parameters, "demasker": facts.demasker_parameters}
+    return Provenance(
+        model=facts.name,
+        model_digest=lab.digest(MAIN),
+        parameters=parameters | {f"{kind} denoiser": n for kind, n in facts.denoiser_parameters.items()},
+        preset=preset,
+        config=asdict(config),
+        config_hash=hashlib.blake2b(config_text(config).encode(), digest_size=8).hexdigest(),
+        source=config.source,
+        texts_digest=lab.digest("texts"),
+        judge=f"{config.judge} ({lab.judge.dtype}, {lab.judge.context} positions)"
+        if "judge" in reads
+        else None,
+        scorer=f"{config.scorer} (layer {lab.scorer.layer}, {lab.scorer.dtype})"
+        if "scorer" in reads
+        else None,
+        seed=config.seed,
+        versions={
+            "crocodil": crocodil.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        device=machine(model.device),
+        seconds=seconds,
+    )
