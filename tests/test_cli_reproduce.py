@@ -58,7 +58,7 @@ def test_a_figure_of_the_bundled_model(tmp_path: Path, capsys: pytest.CaptureFix
         (["fig4", "part=0"], "part"),
         (["fig4", "fig4.windows=0"], "windows"),
         (["fig4", "fig4.levels=[0.0]"], "levels"),
-        (["table1", "table1.k=999"], "k"),
+        (["table1", "table1.ks=[0]"], "table1.ks"),
         (["fig8", "fig8.nfe=999"], "nfe"),
         (["appendix-b", "fig12", "judge=/no/such/judge"], "judge"),
         (["fig11", "fig11.refreshes=[1.0]"], "fig11.refreshes"),

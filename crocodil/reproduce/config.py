@@ -37,8 +37,8 @@ class Table:
     length: int
     windows: int = 1000
     """The paper does not say how many."""
-    k: int | None = None
-    """All registers if left out."""
+    ks: tuple[int | None, ...] = (None,)
+    """Numbers of registers; None is all of them."""
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,8 @@ MASKED = (1e-3, 1.0)
 LENGTH = (LEAST_WINDOW, math.inf)
 RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "synthesis": {"temperature": (0, 1e6)},
-    "table1": {"length": LENGTH, "k": (1, math.inf)},
-    "table2": {"length": LENGTH, "k": (1, math.inf)},
+    "table1": {"length": LENGTH, "ks": (1, math.inf)},
+    "table2": {"length": LENGTH, "ks": (1, math.inf)},
     "fig4": {"length": LENGTH, "levels": MASKED, "ks": (0, math.inf)},
     "fig6": {"lengths": LENGTH, "ks": (1, math.inf), "nfes": (1, math.inf)},
     "fig7": {"sigmas": (0, 1e6), "t": MASKED},

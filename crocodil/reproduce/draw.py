@@ -15,8 +15,11 @@ from crocodil.reproduce.result import Result
 COLOURS = ("#1f6b54", "#c8553d", "#3d5a98", "#b8860b", "#7a4b94", "#4d9078", "#8a5a44", "#5d676a")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK, SOFT, LINE = "#22282a", "#5d676a", "#d9d7ce"
-PANEL = (4.1, 3.1)
-"""Inches."""
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1, 1.5)))
+PANEL, WIDE = (4.1, 3.1), 6.4
+"""Inches; the width of a picture of one panel, with its legend beside it."""
+LEGEND_INCHES, LETTER = 0.75, 0.068
+"""Width of a legend's entry without its words, and of a letter."""
 DPI = 160
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -72,22 +75,25 @@ def _picture(result: Result, chart: Chart, rows: Sequence[Row], panels: Sequence
 
     columns = {column.name: column for column in result.columns}
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"{result.name} {chart.title}"}):
-        canvas = Canvas(figsize=(PANEL[0] * len(panels), PANEL[1]), layout="constrained")
+        width = WIDE if len(panels) == 1 else PANEL[0] * len(panels)
+        canvas = Canvas(figsize=(width, PANEL[1]), layout="constrained")
         FigureCanvasAgg(canvas)
         axes = canvas.subplots(1, len(panels), squeeze=False)[0]
         for ax, name in zip(axes, panels, strict=True):
             (_bars if chart.kind == "bars" else _curves)(ax, chart, rows, columns[name])
-            ax.set_title(columns[name].heading)
+            ax.set_title(columns[name].heading + (" (%)" if columns[name].percent else ""))
             if name in chart.log_y:
                 ax.set_yscale("log")
                 ax.yaxis.set_major_formatter(lambda value, at: f"{value:g}")
                 ax.yaxis.set_minor_formatter(lambda value, at: "")
-            elif all(one.value >= 0 for row in rows if (one := row.values.get(name))):
+            elif _begins_at_zero([_low(one) for row in rows if (one := row.values.get(name))]):
                 ax.set_ylim(bottom=0)
         handles, labels = axes[0].get_legend_handles_labels()
         if len(set(labels)) > 1:
-            most = 6
-            canvas.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), most))
+            entry = LEGEND_INCHES + LETTER * max(map(len, labels))
+            place = "outside right upper" if len(panels) == 1 else "outside lower center"
+            ncols = 1 if len(panels) == 1 else max(1, min(len(labels), int(width / entry)))
+            canvas.legend(handles, labels, loc=place, ncols=ncols)
         svg, png = io.StringIO(), io.BytesIO()
         canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         canvas.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
@@ -96,22 +102,24 @@ def _picture(result: Result, chart: Chart, rows: Sequence[Row], panels: Sequence
 
 def _curves(ax: Any, chart: Chart, rows: Sequence[Row], column: Column) -> None:
     shown = [row for row in rows if column.name in row.values and _is_place(row.labels[chart.x], chart.log_x)]
-    for at, (name, group) in enumerate(_groups(chart, shown)):
+    for name, group, colour, mark, dash in _dressed(chart, shown):
         xs = [float(row.labels[chart.x]) for row in group]
         estimates = [row.values[column.name] for row in group]
-        colour = COLOURS[at % len(COLOURS)]
         ys = [_scaled(one.value, column) for one in estimates]
-        ax.plot(xs, ys, marker=MARKS[at % len(MARKS)], color=colour, label=name)
+        ax.plot(xs, ys, marker=mark, color=colour, linestyle=dash, label=name)
         edges = [(_scaled(_low(one), column), _scaled(_high(one), column)) for one in estimates]
-        ax.fill_between(xs, *zip(*edges, strict=True), color=colour, alpha=0.13, linewidth=0)
+        ax.fill_between(xs, *zip(*edges, strict=True), color=colour, alpha=0.1, linewidth=0)
         printed = [
-            (x, row.paper[column.name]) for x, row in zip(xs, group, strict=True) if column.name in row.paper
+            (x, _scaled(row.paper[column.name], column))
+            for x, row in zip(xs, group, strict=True)
+            if column.name in row.paper
         ]
         if printed:
-            px, py = zip(*printed, strict=True)
-            ax.plot(px, [_scaled(y, column) for y in py], linestyle=":", marker=MARKS[at % len(MARKS)],
-                    markerfacecolor="white", color=colour, linewidth=1.1, label=f"{name}, paper")  # fmt: skip
-    ax.set_xlabel(chart.x)
+            ax.plot(
+                *zip(*printed, strict=True), linestyle=":", marker=mark, markerfacecolor="white", color=colour,
+                linewidth=1.1, label=f"{name}, paper",
+            )  # fmt: skip
+    ax.set_xlabel(chart.x_heading or chart.x)
     places = sorted({float(row.labels[chart.x]) for row in shown})
     if chart.log_x and places:
         ax.set_xscale("log", base=2)
@@ -135,6 +143,11 @@ def _bars(ax: Any, chart: Chart, rows: Sequence[Row], column: Column) -> None:
         ]
         colour = COLOURS[at % len(COLOURS)]
         ax.bar(xs, ys, width * 0.92, yerr=strays, color=colour, ecolor=INK, capsize=2, label=name)
+        printed = [
+            (x, row.paper[column.name]) for x, row in zip(xs, group, strict=True) if column.name in row.paper
+        ]
+        for x, value in printed:
+            ax.plot(x, _scaled(value, column), "D", markerfacecolor="white", color=INK)
     ax.set_xticks(range(len(places)), [str(place).replace(" ", "\n", 1) for place in places])
     ax.grid(False, axis="x")
 
@@ -145,6 +158,26 @@ def _groups(chart: Chart, rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     for row in rows:
         found.setdefault(tuple(row.labels.get(name, "") for name in chart.curves), []).append(row)
     return [(", ".join(map(_say, chart.curves, key)), group) for key, group in found.items()]
+
+
+def _dressed(chart: Chart, rows: Sequence[Row]) -> list[tuple[str, list[Row], str, str, Any]]:
+    """Curves with their colour, mark and dash. Where two labels tell them apart, the first is the dash."""
+    two = len(chart.curves) == 2
+    known = lambda name: list(dict.fromkeys(row.labels.get(name, "") for row in rows))  # noqa: E731
+    tints = known(chart.curves[-1]) if chart.curves else []
+    dashes = known(chart.curves[0]) if two else []
+    found = []
+    for name, group in _groups(chart, rows):
+        tint = tints.index(group[0].labels.get(chart.curves[-1], "")) if chart.curves else 0
+        dash = dashes.index(group[0].labels.get(chart.curves[0], "")) if two else 0
+        colour, mark = COLOURS[tint % len(COLOURS)], MARKS[tint % len(MARKS)]
+        found.append((name, group, colour, mark, DASHES[dash % len(DASHES)]))
+    return found
+
+
+def _begins_at_zero(lows: Sequence[float]) -> bool:
+    """Whether an axis may begin at 0 without squeezing its curves: nothing is below, and something is near."""
+    return min(lows, default=-1) >= 0 and min(lows) <= 0.6 * max([*lows, 1e-12])
 
 
 def _say(name: str, value: Label) -> str:

@@ -56,6 +56,8 @@ class Chart:
     log_x: bool = False
     log_y: tuple[str, ...] = ()
     kind: Literal["curves", "bars"] = "curves"
+    x_heading: str = ""
+    """What stands under the axis; the name of the label if left out."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -20,7 +20,7 @@ from crocodil.report.visible import visible
 from crocodil.reproduce.figure import Chart, Column, Label, Passage
 from crocodil.reproduce.figures.examples import BETWEEN, BY_K, BY_NFE, NEW
 from crocodil.reproduce.markdown import command, label, number
-from crocodil.reproduce.result import Provenance, Result
+from crocodil.reproduce.result import Result
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONG = 16
@@ -61,10 +61,10 @@ def render(results: Sequence[Result], pictures: Mapping[str, Sequence[str]]) -> 
         for name in ("judge", "scorer")
     )
     head = replace(results[0].provenance, judge=judge, scorer=scorer)
-    sections = [_section(result, pictures.get(result.name, ()), head) for result in results]
+    sections = [_section(result, pictures.get(result.name, ()), results) for result in results]
     return templates.get_template("reproduction.html.jinja").render(
         head=head,
-        facts=_facts(head),
+        facts=_facts(results),
         sections=sections,
         agreed=sum(section.yes for section in sections),
         judged=sum(section.yes + section.no for section in sections),
@@ -189,7 +189,7 @@ class _Section:
     ways: Sequence[_Way]
     time: str
     differs: Sequence[tuple[str, str]]
-    """What the numbers of this figure depend on and those of the first do not."""
+    """What the numbers of this figure depend on, where the header says otherwise."""
 
     @property
     def yes(self) -> int:
@@ -200,9 +200,7 @@ class _Section:
         return sum(verdict.kind == "no" for verdict in self.verdicts)
 
 
-def _section(result: Result, pictures: Sequence[str], head: Provenance) -> _Section:
-    here, first = (asdict(one) for one in (result.provenance, head))
-    shown = ("model", "model_digest", "preset", "config_hash", "texts_digest", "judge", "scorer", "device")
+def _section(result: Result, pictures: Sequence[str], results: Sequence[Result]) -> _Section:
     return _Section(
         result,
         [_verdict(text) for text in result.verdicts],
@@ -211,8 +209,34 @@ def _section(result: Result, pictures: Sequence[str], head: Provenance) -> _Sect
         _quotes(result),
         _ways(result.passages),
         _time(result.provenance.seconds),
-        [(name.replace("_", " "), here[name]) for name in shown if here[name] not in (None, first[name])],
+        _differs(result, results),
     )
+
+
+def _differs(result: Result, results: Sequence[Result]) -> list[tuple[str, str]]:
+    """What the header says of the first figure that it applies to, and this one says otherwise."""
+    found = []
+    for name in (
+        "model",
+        "model_digest",
+        "preset",
+        "config_hash",
+        "texts_digest",
+        "judge",
+        "scorer",
+        "device",
+    ):
+        first, *_ = [*_told(name, results), None]
+        here = getattr(result.provenance, name)
+        if here is not None and here != first:
+            found.append((name.replace("_", " "), here))
+    return found
+
+
+def _told(name: str, results: Sequence[Result]) -> list[str]:
+    """A judge is told of where one was asked."""
+    values = (getattr(result.provenance, name) for result in results)
+    return [value for value in values if value is not None]
 
 
 def _verdict(text: str) -> _Verdict:
@@ -387,13 +411,15 @@ def _marked(text: str, reference: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def _facts(head: Provenance) -> list[tuple[str, str]]:
+def _facts(results: Sequence[Result]) -> list[tuple[str, str]]:
     """The header's lines."""
+    head = results[0].provenance
     sizes = ", ".join(f"{name} {count:,}" for name, count in head.parameters.items())
+    judges = [("judge", _told("judge", results)), ("BERTScore by", _told("scorer", results))]
     return [
+        ("model", head.model),
         ("parameters", f"{sum(head.parameters.values()):,}: {sizes}"),
-        *([("judge", head.judge)] if head.judge else []),
-        *([("BERTScore by", head.scorer)] if head.scorer else []),
+        *((name, told[0]) for name, told in judges if told),
         ("held-out texts", f"{head.source}, {head.texts_digest}"),
         ("configuration", f"{head.preset}, seed {head.seed}, {head.config_hash}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in head.versions.items())),

@@ -19,7 +19,7 @@ CONFIG = """
 part: 2
 mauve_seeds: 1
 synthesis: {texts: 3, latent_steps: 2, refresh_steps: 2}
-table1: {length: 32, windows: 3}
+table1: {length: 32, windows: 3, ks: [null, 2]}
 table2: {length: 16, windows: 3}
 fig4: {windows: 3, levels: [0.5, 1.0], ks: [0, 2, 4, 64]}
 fig6: {lengths: [16, 32], ks: [2, 4], nfes: [2, 4]}

@@ -82,7 +82,7 @@ def missing(lab: Lab) -> list[str]:
 def chart(ablation: str, title: str, kind: str, log_x: bool = False) -> Chart:
     return Chart(
         title, "setting", ("gen_ppl", "mauve", "token_entropy"), where={"ablation": ablation}, log_x=log_x,
-        log_y=("gen_ppl",), kind=kind,  # type: ignore[arg-type]
+        log_y=("gen_ppl",), kind=kind, x_heading=title,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
