@@ -144,6 +144,8 @@ class Structure:
 
     windows: int = 1000
     t: float = 1.0
+    nfe: int = 16
+    """Of texts out of noise."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ LEAST: dict[str, tuple[str, ...]] = {
     "prdc": ("samples",),
     "eq6": ("windows", "draws"),
     "appendix_b": ("draws",),
-    "appendix_c": ("windows",),
+    "appendix_c": ("windows", "nfe"),
     "examples": ("nfe", "texts"),
 }
 """What must be 1 or more."""

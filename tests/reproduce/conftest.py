@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,7 @@ fig12: {lengths: [32], ks: [2], nfes: [2]}
 prdc: {samples: 8, ks: [2]}
 eq6: {windows: 3, levels: [0.5, 1.0], ks: [0, 4], draws: 2}
 appendix_b: {draws: 50, steps: 2}
-appendix_c: {windows: 3}
+appendix_c: {windows: 3, nfe: 2}
 examples: {nfes: [2, 4], nfe: 2, length: 32}
 """
 
@@ -70,7 +71,10 @@ def config(
 ) -> ReproduceConfig:
     """Everything of the tiny model; all ablations are the model itself."""
     file = tmp_path / "tiny.yaml"
-    ablations = dict.fromkeys(("reference", "no_noise", "no_nested_dropout", "layer_norm"), tiny_bundle)
+    whole = tmp_path / "whole"
+    shutil.copytree(tiny_bundle, whole)
+    shutil.copytree(denoiser_folders[0], whole / "denoiser" / "unconditional")
+    ablations = dict.fromkeys(("reference", "no_noise", "no_nested_dropout", "layer_norm"), whole)
     ablations |= dict.fromkeys(("offsets", "no_offsets"), denoiser_folders[0])
     told = ", ".join(f'{name}: "{path}"' for name, path in ablations.items())
     file.write_text(f'{CONFIG}judge: "{judge_folder}"\nscorer: "{judge_folder}"\nablations: {{{told}}}\n')

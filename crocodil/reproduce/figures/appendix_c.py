@@ -6,16 +6,22 @@ from collections.abc import Sequence
 
 from crocodil.metrics.bootstrap import Estimate
 from crocodil.registers.geometry import group_ends
-from crocodil.reproduce.figure import Chart, Column, Figure, Line, Row, agrees, one
+from crocodil.reproduce.figure import Chart, Column, Figure, Line, Row, agrees, one, pick
 from crocodil.reproduce.lab import Lab
+from crocodil.reproduce.measures.judging import Judged, average, perplexity
 from crocodil.reproduce.measures.masked_tokens import MaskedTokens, cross_entropy, top1
+from crocodil.reproduce.measures.writing import written
 
+MASKED, NEW = "masked tokens", "texts out of noise"
 VARIANTS = {
     "reference": "as in the paper",
     "no_nested_dropout": "without nested dropout",
     "layer_norm": "LayerNorm instead of √D scaling",
 }
 RECIPE = "accelerate launch recipes/train_demasker.py --config recipes/configs/nano_ablation.yaml"
+DENOISER_RECIPE = (
+    "accelerate launch recipes/train_denoiser.py --config recipes/configs/nano_denoiser_ablation.yaml"
+)
 CHANGES = {
     "reference": "",
     "no_nested_dropout": " corruption.nested_dropout.draw=off",
@@ -23,38 +29,69 @@ CHANGES = {
 }
 
 
+def named(lab: Lab) -> list[str]:
+    """The variants that there are models of."""
+    return [name for name in VARIANTS if getattr(lab.config.ablations, name) is not None]
+
+
+def generating(lab: Lab) -> list[str]:
+    """Those with a denoiser of their own, the reference and another at least."""
+    found = [name for name in named(lab) if lab.model(name).denoisers.unconditional is not None]
+    return found if "reference" in found and len(found) > 1 else []
+
+
 def lines(lab: Lab) -> list[Line]:
     config, found = lab.config.appendix_c, []
-    for name, label in VARIANTS.items():
-        if getattr(lab.config.ablations, name) is None:
-            continue
+    for name in named(lab):
         model = lab.model(name)
         for k in group_ends(model.K):
             parts = lab.parts(config.windows, model.window, name)
             tasks = [MaskedTokens(model.window, part, config.t, k, 0.0, name) for part in parts]
-            found.append(Line({"model": label, "k": k}, tasks))
+            found.append(Line({"of": MASKED, "model": VARIANTS[name], "k": k}, tasks))
+    for name in generating(lab):
+        model = lab.model(name)
+        nfe = min(config.nfe, model.window)
+        texts = written(lab, "conthendisc", nfe, model.window, model.K, model=name)
+        found.append(Line({"of": NEW, "model": VARIANTS[name], "k": model.K}, [*map(Judged, texts)]))
     return found
 
 
 def values(lab: Lab, line: Line) -> dict[str, Estimate]:
-    return {"cross_entropy": cross_entropy(lab, line.tasks), "top1": top1(lab, line.tasks)}
+    if line.labels["of"] == MASKED:
+        return {"cross_entropy": cross_entropy(lab, line.tasks), "top1": top1(lab, line.tasks)}
+    judged = [task for task in line.tasks if isinstance(task, Judged)]
+    if not any(count for task in judged for count in lab.result(task).values["tokens"]):
+        return {}
+    names = ("token_entropy", "repetition")
+    found = {name: average(lab, judged, name, among="tokens") for name in names}
+    return {"gen_ppl": perplexity(lab, judged)} | found
 
 
 def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
     found = []
-    most = max((int(row.labels["k"]) for row in rows), default=0)
+    masked, new = pick(rows, of=MASKED), [row for row in pick(rows, of=NEW) if row.values]
+    most = max((int(row.labels["k"]) for row in masked), default=0)
     nested, without = VARIANTS["reference"], VARIANTS["no_nested_dropout"]
-    both = [one(rows, model=name, k=most) for name in (nested, without)]
-    few = [one(rows, model=name, k=max(1, most // 4)) for name in (nested, without)]
+    both = [one(masked, model=name, k=most) for name in (nested, without)]
+    few = [one(masked, model=name, k=max(1, most // 4)) for name in (nested, without)]
     if all(both) and all(few):
         a, b = (row.values["top1"].value for row in both if row)
         c, d = (row.values["top1"].value for row in few if row)
         told = (
-            f"with all {most} registers top-1 is {a:.1%} with nested dropout and {b:.1%} without, with a quarter of them "
-            f"{c:.1%} and {d:.1%}"
+            f"with all {most} registers top-1 is {a:.1%} with nested dropout and {b:.1%} without, with a quarter of "
+            f"them {c:.1%} and {d:.1%}"
         )
-        found.append(agrees(abs(a - b) < 0.1 and c > d, told, told))
-    scaled = one(rows, model=VARIANTS["layer_norm"], k=most)
+        found.append(agrees(abs(a - b) < LIMITED and c > d, told, told))
+    drawn = [one(new, model=name) for name in (nested, without)]
+    if all(drawn):
+        a, b = (row.values["gen_ppl"].value for row in drawn if row)
+        c, d = (row.values["token_entropy"].value for row in drawn if row)
+        told = (
+            f"texts out of noise have a Gen-PPL of {a:.1f} with nested dropout and {b:.1f} without, at entropies of "
+            f"{c:.2f} and {d:.2f}"
+        )
+        found.append(agrees(b > a, told, told))
+    scaled = one(masked, model=VARIANTS["layer_norm"], k=most)
     if scaled and both[0]:
         found.append(
             f"LayerNorm in place of √D scaling: top-1 {scaled.values['top1'].value:.1%} where scaling has "
@@ -64,33 +101,51 @@ def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
 
 
 def missing(lab: Lab) -> list[str]:
-    return [
+    found = [
         f"{label[0].upper()}{label[1:]}: set ablations.{name}, which `{RECIPE}{CHANGES[name]}` trains."
         for name, label in VARIANTS.items()
-        if getattr(lab.config.ablations, name) is None
+        if name not in named(lab)
     ]
+    if not generating(lab):
+        found.append(
+            "Texts out of noise want denoisers of both models, in their folders' denoiser/unconditional: "
+            f"`{DENOISER_RECIPE}` trains one."
+        )
+    return found
 
+
+LIMITED = 0.1
+"""What the verdict takes for a limited effect on top-1."""
 
 FIGURE = Figure(
     "appendix-c",
     "App. C",
     "Without nested dropout, and with LayerNorm",
     "Removing nested dropout has a limited effect on reconstruction but harms generation; LayerNorm wants calibration.",
-    (Column("cross_entropy", "cross-entropy, nats ↓"), Column("top1", "top-1 ↑", 1, percent=True)),
+    (
+        Column("cross_entropy", "cross-entropy, nats ↓"),
+        Column("top1", "top-1 ↑", 1, percent=True),
+        Column("gen_ppl", "Gen-PPL ↓", 1),
+        Column("token_entropy", "entropy, nats", 2),
+        Column("repetition", "repetition ↓", 2),
+    ),
     lines,
     values,
     verdicts,
     (
         Chart(
-            "by number of registers, all tokens masked",
+            "masked tokens by number of registers, all tokens masked",
             "k",
             ("cross_entropy", "top1"),
             ("model",),
+            {"of": MASKED},
             log_x=True,
         ),
+        Chart("texts out of noise", "model", ("gen_ppl", "token_entropy"), (), {"of": NEW}, kind="bars"),
     ),
     missing=missing,
     notes=(
-        "Small models that differ in this alone. What the paper says of generation is not measured here.",
+        "Small models that differ in this alone. Texts out of noise are ConThenDisc's with all registers, as long as "
+        "these models' windows; each model has a denoiser of its own, trained alike.",
     ),
 )
