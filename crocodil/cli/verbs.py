@@ -337,7 +337,7 @@ def reproduce(args: argparse.Namespace) -> None:
     from crocodil.reproduce.config import preset
     from crocodil.reproduce.lab import Lab
     from crocodil.reproduce.pages import write
-    from crocodil.reproduce.run import ranks, reproduce
+    from crocodil.reproduce.run import own_device, ranks, reproduce
 
     transformers.logging.disable_progress_bar()
     name = args.preset or ("nano" if args.model == "bundled" else "paper")
@@ -347,7 +347,7 @@ def reproduce(args: argparse.Namespace) -> None:
     if args.markdown is not None:
         _check_writable(Path(args.markdown), "--markdown")
     first = ranks()[0] == 0
-    lab = Lab(config, out / "measured", args.model, args.denoiser)
+    lab = Lab(config, out / "measured", args.model, args.denoiser, own_device())
     if first:
         _say(f"preset {name}; results in {out}, where an interrupted run goes on")
     with pieces_of_work(first) as progress:
@@ -360,10 +360,10 @@ def reproduce(args: argparse.Namespace) -> None:
 
         _print_json([json.loads(to_json(result)) for result in results])
     else:
-        from crocodil.report.terminal import show_result
+        from crocodil.reproduce.terminal import show
 
         for result in results:
-            show_result(_console(), result)
+            show(_console(), result)
     _say(f"report: {page}")
 
 

@@ -92,7 +92,7 @@ def section(result: Result, pictures: Sequence[str]) -> str:
         parts.append(quotes(result))
     parts += [f"{note}\n" for note in result.notes]
     parts += [_passage(one.group, one.label, one.text) for one in result.passages]
-    parts.append(f"{result.provenance.seconds:,.0f} s of work.\n")
+    parts.append(f"{texts(result)}{result.provenance.seconds:,.0f} s of work.\n")
     return "\n".join(parts)
 
 
@@ -112,6 +112,15 @@ def table(result: Result) -> str:
                 cells.append(number(row.paper.get(column.name), column))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def texts(result: Result) -> str:
+    """How many texts the numbers rest on."""
+    counts = {one.n for row in result.rows for one in row.values.values()}
+    if not counts:
+        return ""
+    least, most = min(counts), max(counts)
+    return f"{least:,} texts a number. " if least == most else f"{least:,} to {most:,} texts a number. "
 
 
 def quotes(result: Result) -> str:

@@ -32,6 +32,13 @@ def ranks() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def own_device() -> str | None:
+    """The GPU of this process where there are several of both; None leaves the choice to the model."""
+    if ranks()[1] == 1 or not torch.cuda.is_available():
+        return None
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+
+
 def reproduce(
     lab: Lab,
     figures: Sequence[Figure],

@@ -194,3 +194,27 @@ def test_figures_share_what_they_have_in_common(make_lab: Callable[..., Lab]) ->
 
     assert keys(FIGURES["fig11"]) & keys(FIGURES["fig12"])
     assert keys(FIGURES["table1"]).isdisjoint(keys(FIGURES["fig4"]))
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_page_of_the_docs_is_what_the_runners_wrote() -> None:
+    """Rendered again from the numbers beside it, it is the same to the byte, and it has every figure."""
+    kept = {file.stem: from_json(file.read_text("utf-8")) for file in (DOCS / "reproduction").glob("*.json")}
+    assert set(kept) == set(FIGURES)
+    results = [kept[name] for name in FIGURES]
+    paths: dict[str, list[str]] = {}
+    for result in results:
+        stems = (
+            [result.name]
+            if len(result.charts) == 1
+            else [f"{result.name}-{i + 1}" for i in range(len(result.charts))]
+        )
+        paths[result.name] = [
+            f"reproduction/{stem}.png" for stem in stems if (DOCS / f"reproduction/{stem}.png").is_file()
+        ]
+    assert markdown.render(results, paths) == (DOCS / "reproduction.md").read_text("utf-8")
+    one = results[0].provenance
+    assert all(r.provenance.config_hash == one.config_hash for r in results) and one.preset == "nano"
+    assert all(r.provenance.model_digest == one.model_digest for r in results)
