@@ -12,7 +12,7 @@ from typing import NoReturn, TypeVar
 from crocodil import __version__
 from crocodil.errors import CrocodilError
 
-LISTS = ("--nfe", "--alphas", "--block-size", "--levels", "--sigmas", "--refresh", "--strength")
+LISTS = ("--k", "--nfe", "--alphas", "--block-size", "--levels", "--sigmas", "--refresh", "--strength")
 """Options whose numbers may stand apart or behind commas."""
 NUMBERS = re.compile(r"-?[\d.,][\d.,e+-]*")
 
@@ -225,6 +225,54 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         help="where results are kept; an interrupted run goes on from them (default outputs/reproduction)",
     )
     one.add_argument("--markdown", metavar="FILE", help="write the results as a Markdown page too")
+    _denoisers(one)
+
+    one = verb("passk", "the share of programming problems that a model's programs solve, run in a sandbox")
+    one.add_argument(
+        "--problems",
+        default="bundled",
+        metavar="FILE",
+        help="bundled (default), or a .jsonl or .jsonl.gz file as HumanEval's or MBPP's",
+    )
+    one.add_argument(
+        "--samples", type=_positive, default=4, metavar="N", help="answers to each problem (default 4)"
+    )
+    one.add_argument(
+        "--k",
+        type=_several(int),
+        metavar="K",
+        help="one or several, at most --samples (default 1 and --samples)",
+    )
+    one.add_argument("--method", choices=METHODS, default="conwithindisc", help="as in generate")
+    one.add_argument(
+        "--nfe",
+        type=_positive,
+        default=32,
+        metavar="NFE",
+        help="demasker evaluations of an answer (default 32)",
+    )
+    one.add_argument(
+        "--temperature",
+        type=_amount,
+        default=1.0,
+        metavar="T",
+        help="0 takes the likeliest token (default 1)",
+    )
+    one.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
+    one.add_argument(
+        "--workers", type=_positive, metavar="N", help="programs that run at a time (default the CPUs)"
+    )
+    one.add_argument(
+        "--seconds", type=_amount, default=10.0, metavar="S", help="wall time of a program (default 10)"
+    )
+    one.add_argument(
+        "--require-network-isolation",
+        action="store_true",
+        help="refuse where only an audit hook keeps programs from the network",
+    )
+    one.add_argument(
+        "--out", metavar="DIR", help="keep samples.jsonl, from which a killed run goes on, and scores.json"
+    )
     _denoisers(one)
 
     verb("info", "what a model is: its sizes, registers, window, fingerprint and licence")

@@ -342,7 +342,7 @@ def reproduce(args: argparse.Namespace) -> None:
     transformers.logging.disable_progress_bar()
     name = args.preset or ("nano" if args.model == "bundled" else "paper")
     config = preset(name, overrides)
-    out = _folder(args.out)
+    out = _folder(args.out, option="--out")
     assert out is not None
     if args.markdown is not None:
         _check_writable(Path(args.markdown), "--markdown")
@@ -382,6 +382,29 @@ def choose(names: Sequence[str], known: Sequence[str]) -> list[str]:
     if not names:
         raise CrocodilError("name a figure, as table1, or all; crocodil reproduce --list names them")
     return [name for name in known if name in names or "all" in names]
+
+
+def passk(args: argparse.Namespace) -> None:
+    """pass@k on programming problems, in a sandbox."""
+    from crocodil.harness.problems import read_problems
+    from crocodil.harness.sandbox import Limits
+
+    problems, limits = read_problems(args.problems), Limits(seconds=args.seconds)
+    folder = _folder(args.out, "samples.jsonl", "--out")
+    model = _load(args.model, args.denoiser)
+    from crocodil.harness import command
+
+    ks = args.k or tuple(dict.fromkeys((1, args.samples)))
+    with bar("answers", len(problems) * args.samples) as progress:
+        scores = command.run(
+            model, problems, args.samples, ks, seed=args.seed, workers=args.workers, limits=limits, folder=folder,
+            require_network_isolation=args.require_network_isolation, on_done=lambda sample: progress(1),
+            method=args.method, nfe=args.nfe, temperature=args.temperature,
+        )  # fmt: skip
+    if args.json:
+        _print_json({"model": model.name} | asdict(scores))
+    else:
+        command.show(_console(), scores)
 
 
 def info(args: argparse.Namespace) -> None:
@@ -444,13 +467,13 @@ def _decoding(args: argparse.Namespace) -> Decoding:
     return Decoding(args.nfe, k, args.block_size, args.length, args.temperature, args.seed, truncate)
 
 
-def _folder(name: str | None) -> Path | None:
-    """The folder of a report, refused early where no page can be written into it. It is made late, by the report."""
+def _folder(name: str | None, file: str = "index.html", option: str = "--report") -> Path | None:
+    """A folder to write into, refused early where `file` cannot be written there. It is made late, with the file."""
     if name is None:
         return None
     if not name or (os.path.lexists(name) and not os.path.isdir(name)):
-        raise CrocodilError(f"--report {name!r} is no folder; name one for the report")
-    _check_writable(Path(name) / "index.html", "--report")
+        raise CrocodilError(f"{option} {name!r} is no folder; name one")
+    _check_writable(Path(name) / file, option)
     return Path(name)
 
 

@@ -55,38 +55,28 @@ class Picture:
 
 def draw(result: Result) -> list[Picture]:
     """A picture for each chart that has something to show. The same result gives the same bytes."""
-    found = []
-    for chart in result.charts:
-        rows = [
-            row
-            for row in result.rows
-            if chart.x in row.labels and all(row.labels.get(k) == v for k, v in chart.where.items())
-        ]
-        panels = [name for name in chart.panels if any(name in row.values for row in rows)]
-        if panels:
-            found.append(_picture(result, chart, rows, panels))
-    return found
+    return [_picture(result.name, chart, result.rows_of(chart), panels) for chart, panels in result.drawn()]
 
 
-def _picture(result: Result, chart: Chart, rows: Sequence[Row], panels: Sequence[str]) -> Picture:
+def _picture(name: str, chart: Chart, rows: Sequence[Row], panels: Sequence[Column]) -> Picture:
     import matplotlib  # here, because it takes a second that other verbs need not wait for
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    columns = {column.name: column for column in result.columns}
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"{result.name} {chart.title}"}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"{name} {chart.title}"}):
         width = WIDE if len(panels) == 1 else PANEL[0] * len(panels)
         canvas = Canvas(figsize=(width, PANEL[1]), layout="constrained")
         FigureCanvasAgg(canvas)
         axes = canvas.subplots(1, len(panels), squeeze=False)[0]
-        for ax, name in zip(axes, panels, strict=True):
-            (_bars if chart.kind == "bars" else _curves)(ax, chart, rows, columns[name])
-            ax.set_title(columns[name].heading + (" (%)" if columns[name].percent else ""))
-            if name in chart.log_y:
+        for ax, column in zip(axes, panels, strict=True):
+            (_bars if chart.kind == "bars" else _curves)(ax, chart, rows, column)
+            ax.set_title(column.heading + (" (%)" if column.percent else ""))
+            lows = [_low(one) for row in rows if (one := row.values.get(column.name))]
+            if column.name in chart.log_y and min(lows) > 0:
                 ax.set_yscale("log")
                 ax.yaxis.set_major_formatter(lambda value, at: f"{value:g}")
                 ax.yaxis.set_minor_formatter(lambda value, at: "")
-            elif _begins_at_zero([_low(one) for row in rows if (one := row.values.get(name))]):
+            elif _begins_at_zero(lows):
                 ax.set_ylim(bottom=0)
         handles, labels = axes[0].get_legend_handles_labels()
         if len(set(labels)) > 1:

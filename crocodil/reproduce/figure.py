@@ -43,6 +43,15 @@ class Column:
     percent: bool = False
 
 
+JUDGED = (
+    Column("gen_ppl", "Gen-PPL ↓", 1),
+    Column("token_entropy", "entropy, nats", 2),
+    Column("repetition", "repetition ↓", 2),
+    Column("tokens", "judge tokens", 0),
+)
+"""What is always told together: a text that repeats itself, or is short, has a low perplexity."""
+
+
 @dataclass(frozen=True)
 class Chart:
     """A picture of some rows: for each of `panels`, its value over `x`, a curve for each combination of `curves`."""
@@ -122,6 +131,6 @@ def ordered(rows: Sequence[Row], name: str, up: bool = True) -> bool:
     return all(step >= -1e-8 for step in steps)
 
 
-def agrees(holds: bool, claim: str, otherwise: str = "") -> str:
+def agrees(holds: bool, claim: str, otherwise: str) -> str:
     """A verdict."""
-    return f"As in the paper: {claim}." if holds else f"Not as in the paper: {otherwise or 'not ' + claim}."
+    return f"As in the paper: {claim}." if holds else f"Not as in the paper: {otherwise}."

@@ -9,6 +9,8 @@ from crocodil.report.visible import visible
 from crocodil.reproduce.figure import Column, Label
 from crocodil.reproduce.result import Result
 
+HUGE = 1e6
+"""From here on a number is told by its power of ten."""
 SHOWN = 900
 """Characters of an example."""
 
@@ -151,7 +153,12 @@ def number(value: float | None, column: Column) -> str:
     """A number as its column wants it, or nothing."""
     if value is None:
         return ""
-    return f"{100 * value:.{column.digits}f} %" if column.percent else f"{value:,.{column.digits}f}"
+    value = 100 * value if column.percent else value
+    told = f"{value:,.{column.digits}f}" if abs(value) < HUGE else f"{value:.1e}"
+    if told.startswith("-"):
+        # rounding may have left nothing of it
+        told = "−" + told[1:] if any(digit in told for digit in "123456789") else told[1:]
+    return f"{told} %" if column.percent else told
 
 
 def estimate(one: Estimate | None, column: Column) -> str:

@@ -6,7 +6,8 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -37,6 +38,7 @@ WAYS = {
 }
 """Groups of texts: a heading, what is shown, and whether the texts stand in an order."""
 _YES, _NO = "As in the paper:", "Not as in the paper:"
+_WIDTH = re.compile(r'<svg\b[^>]*?\swidth="(\d{1,6}(?:\.\d{1,9})?)pt"')
 _WORDS = re.compile(r"\w+|\n|[^\S\n]+|[^\w\s]")
 
 
@@ -47,6 +49,27 @@ def render(results: Sequence[Result], pictures: Mapping[str, Sequence[str]]) -> 
         results: at least one, in the order of the page.
         pictures: by a result's name, an SVG document for each of its charts that has something to show, in order.
     """
+    head = results[0].provenance
+    sections = [_section(result, pictures.get(result.name, ()), results) for result in results]
+    return (
+        _templates()
+        .get_template("reproduction.html.jinja")
+        .render(
+            head=head,
+            facts=_facts(results),
+            sections=sections,
+            agreed=sum(section.yes for section in sections),
+            judged=sum(section.yes + section.no for section in sections),
+            measured=sum(bool(result.rows) for result in results),
+            work=_time(sum(result.provenance.seconds for result in results)),
+            command=command(results),
+            config=json.dumps(head.config, indent=1, ensure_ascii=False),
+        )
+    )
+
+
+@cache
+def _templates() -> Environment:
     templates = Environment(
         loader=FileSystemLoader([TEMPLATES, report.TEMPLATES]),
         autoescape=True,
@@ -55,24 +78,7 @@ def render(results: Sequence[Result], pictures: Mapping[str, Sequence[str]]) -> 
         lstrip_blocks=True,
     )
     templates.filters |= {"visible": visible, "runs": _runs, "capital": _capital}
-    # the first figure that asked a judge says who it was
-    judge, scorer = (
-        next((one for r in results if (one := getattr(r.provenance, name))), None)
-        for name in ("judge", "scorer")
-    )
-    head = replace(results[0].provenance, judge=judge, scorer=scorer)
-    sections = [_section(result, pictures.get(result.name, ()), results) for result in results]
-    return templates.get_template("reproduction.html.jinja").render(
-        head=head,
-        facts=_facts(results),
-        sections=sections,
-        agreed=sum(section.yes for section in sections),
-        judged=sum(section.yes + section.no for section in sections),
-        measured=sum(bool(result.rows) for result in results),
-        work=_time(sum(result.provenance.seconds for result in results)),
-        command=command(results),
-        config=json.dumps(head.config, indent=1, ensure_ascii=False),
-    )
+    return templates
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ class _Plot:
     alt: str
     source: str
     """The picture itself, in base64."""
-    panels: int
+    width: float
+    """As drawn, in lines of 12 points."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +211,7 @@ def _section(result: Result, pictures: Sequence[str], results: Sequence[Result])
     return _Section(
         result,
         [_verdict(text) for text in result.verdicts],
-        [_plot(result, *one) for one in zip(_drawn(result), pictures, strict=False)],
+        [_plot(result, *one) for one in zip(result.drawn(), pictures, strict=False)],
         _table(result),
         _quotes(result),
         _ways(result.passages),
@@ -246,30 +253,15 @@ def _verdict(text: str) -> _Verdict:
     return _Verdict("remark", "", text)
 
 
-def _drawn(result: Result) -> list[tuple[Chart, list[Column]]]:
-    """Charts that have something to show, each with its panels that do."""
-    found = []
-    for chart in result.charts:
-        rows = [
-            row
-            for row in result.rows
-            if chart.x in row.labels
-            and all(row.labels.get(name) == value for name, value in chart.where.items())
-        ]
-        names = [name for name in chart.panels if any(name in row.values for row in rows)]
-        columns = {column.name: column for column in result.columns}
-        if names:
-            found.append((chart, [columns[name] for name in names]))
-    return found
-
-
 def _plot(result: Result, shown: tuple[Chart, Sequence[Column]], svg: str) -> _Plot:
     chart, columns = shown
     kind = "Bar chart" if chart.kind == "bars" else "Line chart"
     alt = f"{kind}, {result.place}, {chart.title}: {', '.join(c.heading for c in columns)} over {chart.x}"
     alt += f", for each {' and '.join(chart.curves)}" if chart.curves else ""
     source = base64.b64encode(svg.encode("utf-8", "replace")).decode("ascii")
-    return _Plot(chart.title, f"{alt}. The numbers stand in the table.", source, len(columns))
+    drawn = _WIDTH.search(svg)
+    width = round(float(drawn[1]) / 12, 1) if drawn else 25 * len(columns)
+    return _Plot(chart.title, f"{alt}. The numbers stand in the table.", source, width)
 
 
 def _table(result: Result) -> _Table | None:

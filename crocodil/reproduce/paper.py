@@ -97,9 +97,9 @@ GENERATION = (
 
 PRDC: dict[str, dict[str, float]] = {
     "nothing": {"precision": 0.956, "recall": 0.651, "density": 1.105, "coverage": 0.870},
-    "half": {"recall": 0.74},
+    "50%": {"recall": 0.74},
 }
-"""App. E, 5,000 samples, 128 registers, by what the denoiser sees; with the condition "similar precision"."""
+"""App. E, 5,000 samples, 128 registers, by what the denoiser sees of the text; with the condition "similar precision"."""
 
 FIGURE_5 = {4: 0.12, 16: 0.03}
 """NFE to the CER of the example of Fig. 5."""

@@ -64,6 +64,24 @@ class Result:
         """The names of the rows' labels, in order."""
         return list(dict.fromkeys(name for row in self.rows for name in row.labels))
 
+    def drawn(self) -> list[tuple[Chart, list[Column]]]:
+        """Charts that have something to show, each with its panels that do."""
+        columns, found = {column.name: column for column in self.columns}, []
+        for chart in self.charts:
+            names = {name for row in self.rows_of(chart) for name in row.values}
+            panels = [columns[name] for name in chart.panels if name in names]
+            if panels:
+                found.append((chart, panels))
+        return found
+
+    def rows_of(self, chart: Chart) -> list[Row]:
+        """The rows that a chart shows."""
+        return [
+            row
+            for row in self.rows
+            if chart.x in row.labels and all(row.labels.get(k) == v for k, v in chart.where.items())
+        ]
+
 
 def to_json(result: Result) -> str:
     """One document, without numbers that JSON does not have."""

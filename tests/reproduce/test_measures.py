@@ -17,7 +17,7 @@ from crocodil.reproduce.figures import FIGURES, eq6
 from crocodil.reproduce.lab import MAIN, Lab
 from crocodil.reproduce.measures import masked_tokens, toy
 from crocodil.reproduce.measures.decoding import Mixed, Reconstructed
-from crocodil.reproduce.measures.judging import Judged, mauve, perplexity
+from crocodil.reproduce.measures.judging import Judged, judged, mauve
 from crocodil.reproduce.measures.masked_tokens import RevealedTokens
 from crocodil.reproduce.measures.writing import written
 
@@ -98,7 +98,7 @@ def test_untrained_toys_draw_what_their_marginals_say() -> None:
 def test_perplexity_and_mauve_of_texts_beside_themselves(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab()
     tasks = [Judged(task) for task in written(lab, "mdm", 4, 32)]
-    ppl, same = perplexity(lab, tasks), mauve(lab, tasks, tasks)
+    ppl, same = judged(lab, tasks)["gen_ppl"], mauve(lab, tasks, tasks)
     assert isinstance(ppl, Estimate) and ppl.low is not None and ppl.high is not None
     assert ppl.low <= ppl.value <= ppl.high and ppl.n == 3
     assert same.value == pytest.approx(1.0, abs=1e-2)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from crocodil.metrics.bootstrap import Estimate
 from crocodil.registers.geometry import group_ends
-from crocodil.reproduce.figure import Chart, Column, Figure, Line, Row, agrees, one, pick
+from crocodil.reproduce.figure import JUDGED, Chart, Column, Figure, Line, Row, agrees, one, pick
 from crocodil.reproduce.lab import Lab
-from crocodil.reproduce.measures.judging import Judged, average, perplexity
+from crocodil.reproduce.measures.judging import Judged, judged
 from crocodil.reproduce.measures.masked_tokens import MaskedTokens, cross_entropy, top1
 from crocodil.reproduce.measures.writing import written
 
@@ -59,12 +59,7 @@ def lines(lab: Lab) -> list[Line]:
 def values(lab: Lab, line: Line) -> dict[str, Estimate]:
     if line.labels["of"] == MASKED:
         return {"cross_entropy": cross_entropy(lab, line.tasks), "top1": top1(lab, line.tasks)}
-    judged = [task for task in line.tasks if isinstance(task, Judged)]
-    if not any(count for task in judged for count in lab.result(task).values["tokens"]):
-        return {}
-    names = ("token_entropy", "repetition")
-    found = {name: average(lab, judged, name, among="tokens") for name in names}
-    return {"gen_ppl": perplexity(lab, judged)} | found
+    return judged(lab, [task for task in line.tasks if isinstance(task, Judged)])
 
 
 def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
@@ -125,9 +120,7 @@ FIGURE = Figure(
     (
         Column("cross_entropy", "cross-entropy, nats ↓"),
         Column("top1", "top-1 ↑", 1, percent=True),
-        Column("gen_ppl", "Gen-PPL ↓", 1),
-        Column("token_entropy", "entropy, nats", 2),
-        Column("repetition", "repetition ↓", 2),
+        *JUDGED,
     ),
     lines,
     values,

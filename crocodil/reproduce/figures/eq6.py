@@ -44,11 +44,12 @@ def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
     bare = [row for row in rows if row.labels["k"] == 0]
     closes = all(ordered(pick(rows, t=t), "gap", up=False) for t in levels)
     told = "more registers close the gap at every level"
-    found = [agrees(closes, told)]
+    found = [agrees(closes, told, "at some level, more registers widen the gap")]
     if bare:
-        positive = all(row.values["gap"].value > 0 for row in bare)
+        loses = all(row.values["gap"].value > 0 for row in bare)
+        told = "without registers, independent draws lose something at every level"
         found.insert(
-            0, agrees(positive, "without registers, independent draws lose something at every level")
+            0, agrees(loses, told, "without registers, independent draws lose nothing at some level")
         )
     return found
 

@@ -59,7 +59,9 @@ def passages(lab: Lab, lines: Sequence[Line]) -> list[Passage]:
     for line in lines:
         task, values = line.tasks[0], lab.result(line.tasks[0]).values
         what, setting = str(line.labels["what"]), line.labels["setting"]
-        name = {BY_NFE: "NFE {}", BY_K: "k = {}", BETWEEN: "α = {}", NEW: "{}"}[what].format(setting)
+        name = {BY_NFE: "NFE {}", BY_K: "k = {}", BETWEEN: "α = {}", NEW: "{}"}[what].format(
+            f"{setting:g}" if isinstance(setting, float) else setting
+        )
         for at, text in enumerate(values["texts"]):
             reference = values["references"][at] if isinstance(task, Reconstructed) else None
             group = what if isinstance(task, Mixed) else f"{what}, text {at + 1}"

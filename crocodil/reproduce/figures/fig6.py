@@ -8,20 +8,29 @@ from crocodil.errors import CrocodilError
 from crocodil.metrics.bootstrap import Estimate
 from crocodil.reproduce import paper
 from crocodil.reproduce.config import Generation
-from crocodil.reproduce.figure import Chart, Column, Figure, Label, Line, Quote, Row, agrees, one, pick
+from crocodil.reproduce.figure import (
+    JUDGED,
+    Chart,
+    Column,
+    Figure,
+    Label,
+    Line,
+    Quote,
+    Row,
+    agrees,
+    one,
+    pick,
+)
 from crocodil.reproduce.lab import MAIN, Lab
 from crocodil.reproduce.measures.decoding import Real
-from crocodil.reproduce.measures.judging import Judged, average, mauve, perplexity
+from crocodil.reproduce.measures.judging import Judged, average, judged, mauve
 from crocodil.reproduce.measures.writing import Written, refuse, written
 
 METHODS = ("mdm", "conthendisc", "conwithindisc")
 COLUMNS = (
-    Column("gen_ppl", "Gen-PPL ↓", 1),
     Column("mauve", "MAUVE ↑", 2),
-    Column("token_entropy", "entropy, nats", 2),
-    Column("repetition", "repetition ↓", 2),
+    *JUDGED,
     Column("valid", "valid Python ↑", 0, percent=True),
-    Column("tokens", "judge tokens", 0),
     Column("nfe_paper", "NFE as the paper counts", 1),
     Column("nfe_wall", "NFE by wall time", 1),
 )
@@ -62,18 +71,15 @@ def values(lab: Lab, line: Line) -> dict[str, Estimate]:
     tasks = [task for task in line.tasks if isinstance(task, Judged)]
     made = [task for task in tasks if isinstance(task.of, Written)]
     references = [task for task in tasks if isinstance(task.of, Real)]
-    judged = made or references
-    if not any(count for task in judged for count in lab.result(task).values["tokens"]):
+    readings = made or references
+    found = judged(lab, readings)
+    if not found:
         return {}
-    found = {"gen_ppl": perplexity(lab, judged)}
+    found["valid"] = average(lab, readings, "valid")
     if made:
         found["mauve"] = mauve(lab, made, references)
-    for name in ("token_entropy", "repetition"):
-        found[name] = average(lab, judged, name, among="tokens")
-    found["valid"] = average(lab, judged, "valid")
-    found["tokens"] = average(lab, judged, "length")
-    for name in ("nfe_paper", "nfe_wall") if made else ():
-        found[name] = average(lab, [task.of for task in made], name)
+        for name in ("nfe_paper", "nfe_wall"):
+            found[name] = average(lab, [task.of for task in made], name)
     return found
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crocodil.metrics.bootstrap import Estimate
-from crocodil.reproduce.figure import Chart, Column, Figure, Line, Row, agrees, one, pick
+from crocodil.reproduce.figure import JUDGED, Chart, Column, Figure, Line, Row, agrees, one, pick
 from crocodil.reproduce.lab import MAIN, Lab
 from crocodil.reproduce.measures.decoding import Mixed, Real
-from crocodil.reproduce.measures.judging import Judged, average, mauve, perplexity
+from crocodil.reproduce.measures.judging import Judged, average, judged, mauve
 
 STILL_HIGH, MODERATE = 0.8, 2.0
 """What the verdict takes for high quality midway: this share of the better end's MAUVE at least, and Gen-PPL at most
@@ -32,14 +32,8 @@ def values(lab: Lab, line: Line) -> dict[str, Estimate]:
     made = [task for task in tasks if isinstance(task.of, Mixed)]
     real = [task for task in tasks if isinstance(task.of, Real)]
     texts = [task.of for task in made]
-    return {
-        "mauve": mauve(lab, made, real),
-        "gen_ppl": perplexity(lab, made),
-        "token_entropy": average(lab, made, "token_entropy", among="tokens"),
-        "repetition": average(lab, made, "repetition", among="tokens"),
-        "cer_first": average(lab, texts, "cer_first"),
-        "cer_second": average(lab, texts, "cer_second"),
-    }
+    found = {name: average(lab, texts, name) for name in ("cer_first", "cer_second")}
+    return {"mauve": mauve(lab, made, real)} | judged(lab, made) | found
 
 
 def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
@@ -67,9 +61,7 @@ FIGURE = Figure(
     "Quality stays high all the way between two random programs, with a moderate rise of Gen-PPL in the middle.",
     (
         Column("mauve", "MAUVE ↑", 2),
-        Column("gen_ppl", "Gen-PPL ↓", 1),
-        Column("token_entropy", "entropy, nats", 2),
-        Column("repetition", "repetition ↓", 2),
+        *JUDGED,
         Column("cer_first", "CER to the first", 2),
         Column("cer_second", "CER to the second", 2),
     ),

@@ -8,13 +8,13 @@ from functools import partial
 from crocodil.metrics.bootstrap import Estimate
 from crocodil.reproduce import paper
 from crocodil.reproduce.config import Table
-from crocodil.reproduce.figure import Chart, Column, Figure, Line, Row, agrees, one, pick
+from crocodil.reproduce.figure import JUDGED, Chart, Column, Figure, Line, Row, agrees, one, pick
 from crocodil.reproduce.lab import MAIN, Lab
 from crocodil.reproduce.measures.decoding import Real, Reconstructed
-from crocodil.reproduce.measures.judging import Compared, Judged, average, perplexity
+from crocodil.reproduce.measures.judging import Compared, Judged, average, judged
 
 COLUMNS = (
-    Column("gen_ppl", "Gen-PPL ↓", 2),
+    *JUDGED,
     Column("bert_score", "BERTScore F1 ↑"),
     Column("cer", "CER ↓"),
     Column("exact", "exact ↑", 0, percent=True),
@@ -41,21 +41,18 @@ def lines(lab: Lab, config: Table, table: int) -> list[Line]:
 
 
 def values(lab: Lab, line: Line) -> dict[str, Estimate]:
-    judged = [task for task in line.tasks if isinstance(task, Judged)]
+    readings = [task for task in line.tasks if isinstance(task, Judged)]
     compared = [task for task in line.tasks if isinstance(task, Compared)]
-    texts = [task.of for task in judged]
-    return {
-        "gen_ppl": perplexity(lab, judged),
-        "bert_score": average(lab, compared, "f1"),
-        "cer": average(lab, texts, "cer"),
-        "exact": average(lab, texts, "exact"),
-        "token_accuracy": average(lab, texts, "token_accuracy"),
-    }
+    texts = [task.of for task in readings]
+    found = {name: average(lab, texts, name) for name in ("cer", "exact", "token_accuracy")}
+    return judged(lab, readings) | {"bert_score": average(lab, compared, "f1")} | found
 
 
 def verdicts(config: Table, lab: Lab, rows: Sequence[Row]) -> list[str]:
     real = [Judged(Real(config.length, part)) for part in lab.parts(config.windows, config.length)]
-    found = [f"The judge gives the programs themselves a Gen-PPL of {perplexity(lab, real).value:.2f}."]
+    found = [
+        f"The judge gives the programs themselves a Gen-PPL of {judged(lab, real)['gen_ppl'].value:.1f}."
+    ]
     K = lab.model(MAIN).K
     for k in dict.fromkeys(row.labels["k"] for row in rows):
         here = pick(rows, k=k)
@@ -98,8 +95,8 @@ def figure(name: str, place: str, table: int) -> Figure:
         lambda lab, rows: partial(verdicts, config_of(lab))(lab, rows),
         CHARTS,
         notes=(
-            "Blocks have the paper's share of the window. BERTScore and Gen-PPL are those of the scorer and judge named "
-            "above: compare them within this page.",
+            "Blocks have the paper's share of the window, and its values stand beside all registers. BERTScore and "
+            "Gen-PPL are those of the scorer and judge named on this page: compare them within it.",
         ),
     )
 

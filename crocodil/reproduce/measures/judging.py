@@ -57,10 +57,18 @@ class Compared(Task):
         return self.of.weight(lab)
 
 
-def perplexity(lab: Lab, tasks: Sequence[Judged]) -> Estimate:
-    """Gen-PPL over all tokens of all texts."""
+def judged(lab: Lab, tasks: Sequence[Judged]) -> dict[str, Estimate]:
+    """Gen-PPL over all tokens of all texts, and what belongs beside it (`figure.JUDGED`); nothing where no text has a
+    token."""
     scored = [one for task in tasks for one in _rows(lab, task, "nats", "tokens") if one[1]]
-    return ratio([nats for nats, _ in scored], [tokens for _, tokens in scored], torch.exp)
+    if not scored:
+        return {}
+    return {
+        "gen_ppl": ratio([nats for nats, _ in scored], [tokens for _, tokens in scored], torch.exp),
+        "token_entropy": average(lab, tasks, "token_entropy", among="tokens"),
+        "repetition": average(lab, tasks, "repetition", among="tokens"),
+        "tokens": average(lab, tasks, "length"),
+    }
 
 
 def average(lab: Lab, tasks: Sequence[Task], name: str, among: str | None = None) -> Estimate:
