@@ -125,10 +125,16 @@ def one(rows: Sequence[Row], **labels: Label) -> Row | None:
 
 
 def ordered(rows: Sequence[Row], name: str, up: bool = True) -> bool:
-    """Whether a value never turns back from row to row, by more than the eighth digit."""
-    values = [row.values[name].value for row in rows]
-    steps = [b - a if up else a - b for a, b in zip(values, values[1:], strict=False)]
-    return all(step >= -1e-8 for step in steps)
+    """Whether a value never turns back from row to row, beyond the interval of the row before."""
+    values = [row.values[name] for row in rows]
+    return not any(turns_back(a, b, up) for a, b in zip(values, values[1:], strict=False))
+
+
+def turns_back(a: Estimate, b: Estimate, up: bool = True) -> bool:
+    """Whether b is below a (above, with `up` false), and outside its interval."""
+    edge = a.low if up else a.high
+    edge = a.value if edge is None else edge
+    return b.value < edge - 1e-8 if up else b.value > edge + 1e-8
 
 
 def agrees(holds: bool, claim: str, otherwise: str) -> str:

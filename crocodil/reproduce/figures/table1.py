@@ -8,7 +8,7 @@ from functools import partial
 from crocodil.metrics.bootstrap import Estimate
 from crocodil.reproduce import paper
 from crocodil.reproduce.config import Table
-from crocodil.reproduce.figure import JUDGED, Chart, Column, Figure, Line, Row, agrees, one, pick
+from crocodil.reproduce.figure import JUDGED, Chart, Column, Figure, Line, Row, agrees, one, pick, turns_back
 from crocodil.reproduce.lab import MAIN, Lab
 from crocodil.reproduce.measures.decoding import Real, Reconstructed
 from crocodil.reproduce.measures.judging import Compared, Judged, average, judged
@@ -58,7 +58,9 @@ def verdicts(config: Table, lab: Lab, rows: Sequence[Row]) -> list[str]:
         here = pick(rows, k=k)
         blocks = list(dict.fromkeys(row.labels["block"] for row in here))
         curves = [pick(here, block=block) for block in blocks]
-        falls = sum(curve[-1].values["cer"].value <= curve[0].values["cer"].value for curve in curves)
+        falls = sum(
+            not turns_back(*(curve[at].values["cer"] for at in (0, -1)), up=False) for curve in curves
+        )
         told = (
             f"k = {k}: most NFE give no larger an error than fewest in {falls} of {len(blocks)} block sizes"
         )
@@ -70,7 +72,9 @@ def verdicts(config: Table, lab: Lab, rows: Sequence[Row]) -> list[str]:
             assert small and large
             a, b = (row.values["cer"].value for row in (small, large))
             told = f"k = {k}, NFE {nfe}: blocks of {blocks[0]} have a CER of {a:.3f}, one of {blocks[-1]} {b:.3f}"
-            found.append(agrees(b <= a, told, told))
+            found.append(
+                agrees(not turns_back(small.values["cer"], large.values["cer"], up=False), told, told)
+            )
         cer = here[-1].values["cer"].value
         if k == K and cer < 0.01:
             found.append(
@@ -97,6 +101,7 @@ def figure(name: str, place: str, table: int) -> Figure:
         notes=(
             "Blocks have the paper's share of the window, and its values stand beside all registers. BERTScore and "
             "Gen-PPL are those of the scorer and judge named on this page: compare them within it.",
+            "A verdict calls an error larger only where it is beyond the other's interval.",
         ),
     )
 
