@@ -48,7 +48,7 @@ def test_samples_are_run_kept_and_gone_on_from(
     [
         (["--problems", "/no/such.jsonl"], "/no/such.jsonl"),
         (["--samples", "2", "--k", "4"], "pass@4"),
-        (["--nfe", "999"], "nfe"),
+        (["--seconds", "0"], "seconds"),
         (["--out", ""], "--out"),
     ],
 )

@@ -260,6 +260,7 @@ def test_overflow_is_refused(judges: dict[str, Judge]) -> None:
 def test_a_judge_that_looks_ahead_is_refused(
     save: Callable[..., Path], tokenizer: PreTrainedTokenizerFast
 ) -> None:
+    torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

@@ -154,7 +154,7 @@ def test_pictures_are_embedded_as_they_are_with_their_own_titles() -> None:
 def test_the_papers_values_stand_beside_ours() -> None:
     head, first, *_ = table("table1")
     assert head[:4] == ["block", "NFE", "Gen-PPL ↓", "paper"] and head.count("paper") == 1
-    assert first[:4] == ["128", "8", "0.50[0.25, 0.75]", "0.43"]
+    assert first[:4] == ["128", "8", "0.5[0.2, 0.8]", "0.4"]
 
 
 def test_a_label_that_repeats_is_said_once() -> None:

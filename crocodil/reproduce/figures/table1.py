@@ -58,9 +58,8 @@ def verdicts(config: Table, lab: Lab, rows: Sequence[Row]) -> list[str]:
         here = pick(rows, k=k)
         blocks = list(dict.fromkeys(row.labels["block"] for row in here))
         curves = [pick(here, block=block) for block in blocks]
-        falls = sum(
-            not turns_back(*(curve[at].values["cer"] for at in (0, -1)), up=False) for curve in curves
-        )
+        ends = [(curve[0].values["cer"], curve[-1].values["cer"]) for curve in curves]
+        falls = sum(not turns_back(fewest, most, up=False) for fewest, most in ends)
         told = (
             f"k = {k}: most NFE give no larger an error than fewest in {falls} of {len(blocks)} block sizes"
         )
