@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import crocodil
 from crocodil.cli import main
 from crocodil.reproduce.figures import FIGURES
 
+NANO = Path(crocodil.__file__).parent / "models" / "nano"
 SMALL = ["fig4.windows=2", "fig4.levels=[1.0]", "fig4.ks=[0, 8]", "part=1"]
 
 
@@ -63,6 +65,12 @@ def test_a_figure_of_the_bundled_model(tmp_path: Path, capsys: pytest.CaptureFix
         (["appendix-b", "fig12", "judge=/no/such/judge"], "judge"),
         (["fig11", "fig11.refreshes=[1.0]"], "fig11.refreshes"),
         (["fig4", "--model", "/no/such/model"], "/no/such/model"),
+        (["fig4", "seed=99999999999999999999"], "seed"),
+        (["prdc", "prdc.samples=5"], "prdc.samples"),
+        (["fig11", "fig11.k=16"], "fig11: 16 registers are wanted of a denoiser that makes 8"),
+        (["appendix-b", "appendix-b.draws=0"], "appendix_b.draws"),
+        (["examples", "examples.texts=1000000"], "examples.texts"),
+        (["table1", "--model", str(NANO.parent / "ablations" / "reference")], "table1: length must be"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -73,6 +81,28 @@ def test_bad_input_is_one_line(
     errors = [line for line in told.err.splitlines() if line.startswith("crocodil: ")]
     assert len(errors) == 1 and says in errors[0] and not told.out
     assert not (tmp_path / "out" / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("rank", "world"), [("x", "1"), ("", "1"), ("0", "0"), ("5", "2"), ("-1", "2"), ("0", "-1")]
+)
+def test_a_process_that_cannot_be_is_refused(
+    rank: str, world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    assert run("fig4", "--out", str(tmp_path)) == 2
+    told = capsys.readouterr().err
+    assert ("RANK" in told or "WORLD_SIZE" in told) and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("page", ["page", ".md", "page.html", "out/page.md", "taken.md"])
+def test_a_page_whose_name_is_not_free_is_refused(
+    page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    assert run("fig4", "--out", str(tmp_path / "out"), "--markdown", str(tmp_path / page)) == 2
+    assert "--markdown" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_is_refused_early(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

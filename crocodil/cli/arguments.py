@@ -209,14 +209,15 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "names",
         nargs="*",
         metavar="FIGURE|KEY=VALUE",
-        help="table1, fig4, … or all (--list names them), and fields of the configuration, as fig4.windows=200",
+        help="table1, fig4, … or all (--list names them), and fields of the configuration, as fig4.windows=200 or "
+        "judge=bundled/judge",
     )
     one.add_argument("--list", action="store_true", help="name every figure, and what the paper finds in it")
     one.add_argument(
         "--preset",
         metavar="NAME",
-        help="paper (full size), nano (two CPU cores, half an hour) or a YAML file (default nano for the bundled model, "
-        "paper for any other)",
+        help="paper (full size), nano (two CPU cores, half an hour), or a YAML file over the paper's sizes (default nano "
+        "for the bundled model, paper for any other)",
     )
     one.add_argument(
         "--out",

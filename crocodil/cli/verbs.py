@@ -344,14 +344,21 @@ def reproduce(args: argparse.Namespace) -> None:
     config = preset(name, overrides)
     out = _folder(args.out, option="--out")
     assert out is not None
+    if (out / "measured").exists() and not (out / "measured").is_dir():
+        raise CrocodilError(f"--out: {out / 'measured'} is no folder; name another --out")
     if args.markdown is not None:
-        _check_writable(Path(args.markdown), "--markdown")
+        _check_markdown(Path(args.markdown), out)
     first = ranks()[0] == 0
     lab = Lab(config, out / "measured", args.model, args.denoiser, own_device())
     if first:
         _say(f"preset {name}; results in {out}, where an interrupted run goes on")
-    with pieces_of_work(first) as progress:
-        results = reproduce(lab, [FIGURES[one] for one in chosen], name, progress)
+    typed = [*overrides, *(word for folder in args.denoiser for word in ("--denoiser", folder))]
+    try:
+        with pieces_of_work(first) as progress:
+            results = reproduce(lab, [FIGURES[one] for one in chosen], name, progress, typed)
+    except KeyboardInterrupt:
+        _say(f"what has been measured is kept in {out}; the same command goes on from it")
+        raise
     if results is None:
         return
     page = write(out, results, args.markdown)
@@ -475,6 +482,18 @@ def _folder(name: str | None, file: str = "index.html", option: str = "--report"
         raise CrocodilError(f"{option} {name!r} is no folder; name one")
     _check_writable(Path(name) / file, option)
     return Path(name)
+
+
+def _check_markdown(file: Path, out: Path) -> None:
+    """Refuse a page whose name is not free for it, or whose folder of pictures is not."""
+    beside = file.with_suffix("")
+    if file.suffix != ".md" or not file.stem.strip("."):
+        raise CrocodilError(f"--markdown: {file} is no name of a Markdown page; give one that ends in .md")
+    if file.resolve().parent == out.resolve():
+        raise CrocodilError(f"--markdown: {out} holds the results; give a page outside of it")
+    if beside.exists() and not beside.is_dir():
+        raise CrocodilError(f"--markdown: {beside} must be free for the page's pictures; give another name")
+    _check_writable(file, "--markdown")
 
 
 def _check_writable(file: Path, option: str) -> None:

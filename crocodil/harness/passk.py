@@ -268,8 +268,11 @@ def _check(problems: Sequence[Problem], samples_per_problem: int, ks: Sequence[i
         raise CrocodilError("two problems have one task_id; give each its own")
     for k in ks:
         require_whole("k", k, 1)
-    if max(ks) > samples_per_problem or samples_per_problem > MOST_SAMPLES:
+    if samples_per_problem > MOST_SAMPLES:
         raise CrocodilError(
-            f"pass@{max(ks)} wants as many samples of each problem, and at most {MOST_SAMPLES:,} are taken, not "
-            f"{samples_per_problem}"
+            f"{samples_per_problem:,} samples of each problem; at most {MOST_SAMPLES:,} are taken"
+        )
+    if max(ks) > samples_per_problem:
+        raise CrocodilError(
+            f"pass@{max(ks)} wants {max(ks)} samples of each problem at least, not {samples_per_problem}"
         )

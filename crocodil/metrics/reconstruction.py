@@ -20,6 +20,8 @@ def cer(prediction: str, reference: str) -> float:
     It exceeds 1 where the prediction is longer and wrong. An empty reference counts as one character, so an
     empty prediction of it scores 0 and any other the number of its characters.
     """
+    if not isinstance(prediction, str) or not isinstance(reference, str):
+        raise CrocodilError("cer compares two texts; mean_cer compares several with several")
     return Levenshtein.distance(prediction, reference) / max(1, len(reference))
 
 

@@ -209,9 +209,15 @@ class ReproduceConfig:
     def __post_init__(self) -> None:
         """Refuse numbers that nothing can be measured with, before anything is opened."""
         require_at_least(1, self, "part", "mauve_seeds")
-        require_at_least(0, self, "seed")
+        if self.mauve_seeds > 1000:
+            raise CrocodilError(f"mauve_seeds is {self.mauve_seeds}; give at most 1000")
+        if not 0 <= self.seed < 2**63:  # torch takes 64 bits
+            raise CrocodilError(f"seed is {self.seed}; give 0 or more, below 2**63")
         for section, least in LEAST.items():
             require_at_least(1, getattr(self, section), *least, section=f"{section}.")
+            for name in least:
+                if getattr(getattr(self, section), name) > MOST_TEXTS:
+                    raise CrocodilError(f"{section}.{name} is beyond any use; give at most {MOST_TEXTS:,}")
         for section, names in RANGES.items():
             for name, (low, high) in names.items():
                 values = getattr(getattr(self, section), name)
@@ -221,6 +227,7 @@ class ReproduceConfig:
                     raise CrocodilError(f"{section}.{name} is {values}; give numbers {told}, one at least")
 
 
+MOST_TEXTS = 10_000_000
 LEAST: dict[str, tuple[str, ...]] = {
     "synthesis": ("texts", "latent_steps", "refresh_steps"),
     "table1": ("windows",),
@@ -230,11 +237,10 @@ LEAST: dict[str, tuple[str, ...]] = {
     "fig8": ("pairs", "nfe"),
     "fig9": ("windows",),
     "fig11": ("nfe", "k"),
-    "prdc": ("samples",),
     "eq6": ("windows", "draws"),
     "appendix_b": ("draws",),
     "appendix_c": ("windows", "nfe"),
-    "examples": ("nfe", "texts"),
+    "examples": ("nfe",),
 }
 """What must be 1 or more."""
 MASKED = (1e-3, 1.0)
@@ -250,11 +256,11 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "fig9": {"levels": (0, 1), "visible": (0, 1), "ks": (1, math.inf)},
     "fig11": {"length": LENGTH, "ks": (1, math.inf), "refreshes": (0, 0.999)},
     "fig12": {"lengths": LENGTH, "ks": (1, math.inf), "nfes": (1, math.inf)},
-    "prdc": {"ks": (1, math.inf), "visible": (0, 1)},
+    "prdc": {"samples": (6, math.inf), "ks": (1, math.inf), "visible": (0, 1)},
     "eq6": {"levels": MASKED, "ks": (0, math.inf)},
-    "appendix_b": {"steps": (0, 1e9)},
+    "appendix_b": {"steps": (0, 1e6)},
     "appendix_c": {"t": MASKED},
-    "examples": {"nfes": (1, math.inf), "length": LENGTH},
+    "examples": {"texts": (1, 100), "nfes": (1, math.inf), "length": LENGTH},
 }
 """Least and most of single numbers, and of those in lists, which must not be empty."""
 
@@ -265,7 +271,13 @@ def preset(name: str, overrides: tuple[str, ...] = ()) -> ReproduceConfig:
     Raises:
         CrocodilError: no such preset or file, or a key or value that the configuration does not have.
     """
+    # a figure's name has a dash where its section has none
+    overrides = tuple(
+        "=".join([key.replace("-", "_"), *rest]) for key, *rest in (one.split("=", 1) for one in overrides)
+    )
     if name == "paper":
         return load_config(ReproduceConfig, None, overrides)
     file = PRESETS / f"{name}.yaml"
+    if not file.is_file() and not Path(name).is_file():
+        raise CrocodilError(f"no preset {name!r}: give paper, nano or a YAML file")
     return load_config(ReproduceConfig, str(file) if file.is_file() else name, overrides)

@@ -18,6 +18,7 @@ INK, SOFT, LINE = "#22282a", "#5d676a", "#d9d7ce"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1, 1.5)))
 PANEL, WIDE = (4.1, 3.1), 6.4
 """Inches; the width of a picture of one panel, with its legend beside it."""
+DECADE = 10
 LEGEND_INCHES, LETTER = 0.75, 0.068
 """Width of a legend's entry without its words, and of a letter."""
 DPI = 160
@@ -72,7 +73,9 @@ def _picture(name: str, chart: Chart, rows: Sequence[Row], panels: Sequence[Colu
             (_bars if chart.kind == "bars" else _curves)(ax, chart, rows, column)
             ax.set_title(column.heading + (" (%)" if column.percent else ""))
             lows = [_low(one) for row in rows if (one := row.values.get(column.name))]
-            if column.name in chart.log_y and min(lows) > 0:
+            highs = [_high(one) for row in rows if (one := row.values.get(column.name))]
+            # less than a decade has few ticks on a logarithmic axis, and bars stand on 0
+            if column.name in chart.log_y and chart.kind == "curves" and 0 < DECADE * min(lows) < max(highs):
                 ax.set_yscale("log")
                 ax.yaxis.set_major_formatter(lambda value, at: f"{value:g}")
                 ax.yaxis.set_minor_formatter(lambda value, at: "")

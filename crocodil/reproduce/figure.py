@@ -137,6 +137,17 @@ def turns_back(a: Estimate, b: Estimate, up: bool = True) -> bool:
     return b.value < edge - 1e-8 if up else b.value > edge + 1e-8
 
 
+def apart(a: Estimate, b: Estimate) -> bool:
+    """Whether neither lies in the other's interval."""
+    inside = lambda x, y: y.low is not None and y.high is not None and y.low <= x.value <= y.high  # noqa: E731
+    return not (inside(a, b) or inside(b, a))
+
+
+def too_near(told: str) -> str:
+    """A verdict where the numbers do not tell: no `As in the paper`, and no `Not as`."""
+    return f"Not to be told from so few texts: {told}."
+
+
 def agrees(holds: bool, claim: str, otherwise: str) -> str:
     """A verdict."""
     return f"As in the paper: {claim}." if holds else f"Not as in the paper: {otherwise}."

@@ -87,6 +87,8 @@ class Lab:
         self.model = lru_cache(maxsize=None)(self._model)
         self.digest = lru_cache(maxsize=None)(self._digest)
         self.key = lru_cache(maxsize=None)(self._key)
+        self.short: dict[int, tuple[int, int]] = {}
+        """Lengths of which fewer windows were there than asked for: (asked, there)."""
         self._windows: dict[tuple[str, int], list[Sample]] = {}
 
     def _model(self, name: str = MAIN) -> Model:
@@ -112,15 +114,23 @@ class Lab:
     @cached_property
     def judge(self) -> Judge:
         """The causal language model of Gen-PPL and MAUVE."""
-        return open_judge(_resolved(self.config.judge), self._device, _dtype(self.config.judge_dtype))
+        try:
+            return open_judge(_resolved(self.config.judge), self._device, _dtype(self.config.judge_dtype))
+        except CrocodilError as error:
+            raise CrocodilError(f"{error}; judge=bundled/judge is a small one that is always there") from None
 
     @cached_property
     def scorer(self) -> Scorer:
         """The encoder of BERTScore."""
         name, layer = self.config.scorer, self.config.scorer_layer
-        if name == CODE_BERT_SCORE["path_or_repo"] and layer is None:
-            return open_scorer(**CODE_BERT_SCORE, device=self._device)
-        return open_scorer(_resolved(name), self._device, layer=layer)
+        try:
+            if name == CODE_BERT_SCORE["path_or_repo"] and layer is None:
+                return open_scorer(**CODE_BERT_SCORE, device=self._device)
+            return open_scorer(_resolved(name), self._device, layer=layer)
+        except CrocodilError as error:
+            raise CrocodilError(
+                f"{error}; scorer=bundled/judge is a small one that is always there"
+            ) from None
 
     @property
     def _device(self) -> torch.device:
@@ -137,7 +147,10 @@ class Lab:
     def parts(self, count: int, length: int | None = None, model: str = MAIN) -> Iterator[tuple[int, int]]:
         """Ranges that cover 0 … count − 1; with a `length`, no more than there are held-out windows of it."""
         if length is not None:
-            count = min(count, len(self.windows(length, (0, count), model)))
+            there = len(self.windows(length, (0, count), model))
+            if there < count:
+                self.short[length] = (count, there)
+            count = min(count, there)
         size = self.config.part
         return ((start, min(start + size, count)) for start in range(0, count, size))
 

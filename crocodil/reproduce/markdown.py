@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 from crocodil.metrics.bootstrap import Estimate
@@ -22,15 +23,16 @@ def render(results: Sequence[Result], pictures: Mapping[str, Sequence[str]]) -> 
         pictures: for each result, paths of its pictures, relative to the page.
     """
     head = results[0].provenance
+    sizes = ", ".join(f"{name} {count:,}" for name, count in head.parameters.items())
+    versions = ", ".join(f"{name} {version}" for name, version in head.versions.items())
+    texts = f"`{_plain(head.source)}` ({head.texts_digest})"
     parts = [
         "# Reproduction\n",
         "Written by `crocodil reproduce`; a change by hand is lost with the next run.\n",
         f"```sh\n{command(results)}\n```\n",
-        f"Model `{head.model}`: {', '.join(f'{name} {count:,}' for name, count in head.parameters.items())} parameters. "
-        f"{judges(results)}"
-        f"Held-out texts: `{head.source}` ({head.texts_digest}). Seed {head.seed}, configuration {head.config_hash}. "
-        f"{', '.join(f'{name} {version}' for name, version in head.versions.items())}; {head.device}. "
-        "In brackets: 95 % intervals by bootstrap over texts.\n",
+        f"Model `{_plain(head.model)}`: {sizes} parameters. {judges(results)}Held-out texts: {texts}. Seed {head.seed}, "
+        f"configuration {head.config_hash}. {versions}; {_plain(head.device)}. In brackets: 95 % intervals by bootstrap "
+        "over texts, widened for few; a verdict takes for different what lies beyond them.\n",
         overview(results),
     ]
     return "\n".join(parts + [section(result, pictures.get(result.name, ())) for result in results])
@@ -42,13 +44,16 @@ def judges(results: Sequence[Result]) -> str:
         ("Judge", [r.provenance.judge for r in results]),
         ("BERTScore by", [r.provenance.scorer for r in results]),
     ]
-    return "".join(f"{what} {name}. " for what, names in found for name in dict.fromkeys(names) if name)
+    return "".join(
+        f"{what} {_plain(name)}. " for what, names in found for name in dict.fromkeys(names) if name
+    )
 
 
 def command(results: Sequence[Result]) -> str:
     """What measures this again, from the preset."""
-    names = " ".join(result.name for result in results)
-    return f"crocodil reproduce {names} --model {results[0].provenance.model} --preset {results[0].provenance.preset}"
+    head = results[0].provenance
+    words = ["crocodil", "reproduce", *(result.name for result in results), "--model", head.model]
+    return _plain(shlex.join([*words, "--preset", head.preset, *head.overrides]))
 
 
 def overview(results: Sequence[Result]) -> str:
@@ -167,6 +172,11 @@ def estimate(one: Estimate | None, column: Column) -> str:
         return number(one.value if one else None, column)
     low, high = (number(edge, column).removesuffix(" %") for edge in (one.low, one.high))
     return f"{number(one.value, column)} [{low}, {high}]"
+
+
+def _plain(text: str) -> str:
+    """A name from outside, without what would end a code span or a cell, or hide."""
+    return visible(text).replace("`", "'").replace("|", "/").replace("\n", " ")
 
 
 def _passage(group: str, name: str, text: str) -> str:

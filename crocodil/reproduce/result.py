@@ -24,6 +24,8 @@ class Provenance:
     parameters: Mapping[str, int]
     """Of encoder, demasker and each denoiser."""
     preset: str
+    overrides: Sequence[str]
+    """Fields that were changed on the command line, and denoisers that were given, as typed."""
     config: Mapping[str, Any]
     """The whole configuration."""
     config_hash: str

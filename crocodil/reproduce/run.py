@@ -14,6 +14,7 @@ import torch
 import transformers
 
 import crocodil
+from crocodil.errors import CrocodilError
 from crocodil.metrics.bootstrap import Estimate
 from crocodil.report.facts import machine, model_facts
 from crocodil.reproduce.figure import Figure, Line, Row
@@ -29,14 +30,28 @@ def ranks() -> tuple[int, int]:
 
     They share nothing but the folder of results, so none waits for another until everything is measured.
     """
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    if not 0 <= rank < world:
+        raise CrocodilError(
+            f"RANK={rank} and WORLD_SIZE={world} in the environment: no such process; unset both"
+        )
+    return rank, world
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise CrocodilError(
+            f"{name}={text!r} in the environment is no number; unset it, or launch with accelerate"
+        )
+    return int(text)
 
 
 def own_device() -> str | None:
     """The GPU of this process where there are several of both; None leaves the choice to the model."""
     if ranks()[1] == 1 or not torch.cuda.is_available():
         return None
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    return f"cuda:{_number('LOCAL_RANK', 0) % torch.cuda.device_count()}"
 
 
 def reproduce(
@@ -44,23 +59,39 @@ def reproduce(
     figures: Sequence[Figure],
     preset: str,
     progress: Callable[[str, float, float], None] = lambda what, done, total: None,
+    overrides: Sequence[str] = (),
 ) -> list[Result] | None:
     """Measure figures; what has been measured before is taken from the lab's store.
 
     Args:
         preset: the name of the configuration, for the record.
+        overrides: what was changed in it, as typed, for the record.
         progress: told what is being done, how much is done, and how much there is to do, in one unit.
 
     Returns:
         A result for each figure; None on every process but the first.
     """
-    planned = [(figure, figure.lines(lab)) for figure in figures]
+    planned, short = [], {}
+    for figure in figures:
+        lab.short.clear()
+        planned.append((figure, figure.lines(lab)))
+        short[figure.name] = [
+            f"{asked:,} windows of {length} tokens were asked for; {lab.config.source} has {there:,}."
+            for length, (asked, there) in lab.short.items()
+        ]
+    for figure, lines in planned:
+        for task in (task for line in lines for task in line.tasks):
+            try:
+                task.check(lab)
+            except CrocodilError as error:
+                section = figure.name.replace("-", "_")
+                raise CrocodilError(
+                    f"{figure.name}: {error}; change {section}'s fields, as {section}.…=…, or leave {figure.name} out"
+                ) from None
     owners: dict[str, tuple[str, Task]] = {}
     for figure, lines in planned:
         for task in (task for line in lines for task in line.tasks):
             owners.setdefault(lab.key(task), (figure.place, task))
-    for _, task in owners.values():
-        task.check(lab)
     todo = [(key, place, task) for key, (place, task) in owners.items() if key not in lab.store]
     weights = {key: task.weight(lab) for key, _, task in todo}
     total, done = sum(weights.values()), 0.0
@@ -77,12 +108,28 @@ def reproduce(
     results = []
     for figure, lines in planned:
         progress(f"{figure.place}, numbers", total / world, total / world)
-        results.append(_result(lab, figure, lines, preset))
+        results.append(_result(lab, figure, lines, preset, overrides, short[figure.name]))
     return results
 
 
-def _result(lab: Lab, figure: Figure, lines: Sequence[Line], preset: str) -> Result:
-    rows = [Row(line.labels, _finite(figure.values(lab, line)), line.paper) for line in lines]
+def _result(
+    lab: Lab,
+    figure: Figure,
+    lines: Sequence[Line],
+    preset: str,
+    overrides: Sequence[str],
+    short: Sequence[str],
+) -> Result:
+    rows, unmeasured = [], []
+    for line in lines:
+        values: dict[str, Estimate] = {}
+        try:
+            values = _finite(figure.values(lab, line))
+        except CrocodilError as error:
+            # texts without a token, levels without a mask: this line alone is without numbers
+            told = ", ".join(f"{name} {value}" for name, value in line.labels.items())
+            unmeasured.append(f"No number for {told}: {error}.")
+        rows.append(Row(line.labels, values, line.paper))
     tasks = [task for line in lines for task in line.tasks]
     seconds = {lab.key(task): lab.result(task).seconds for task in tasks}
     reads = {name for task in tasks for name in everything_read(task)}
@@ -95,12 +142,20 @@ def _result(lab: Lab, figure: Figure, lines: Sequence[Line], preset: str) -> Res
         figure.charts,
         rows,
         figure.quotes,
-        figure.verdicts(lab, rows) if rows else [],
-        figure.missing(lab),
+        _verdicts(lab, figure, rows),
+        [*figure.missing(lab), *short, *unmeasured],
         figure.notes,
         figure.passages(lab, lines),
-        _provenance(lab, preset, sum(seconds.values()), reads),
+        _provenance(lab, preset, overrides, sum(seconds.values()), reads),
     )
+
+
+def _verdicts(lab: Lab, figure: Figure, rows: Sequence[Row]) -> list[str]:
+    try:
+        return figure.verdicts(lab, rows) if any(row.values for row in rows) else []
+    except KeyError as error:
+        # a verdict compares what is in the table; where a number is missing there, it has nothing to say
+        return [f"No verdict: {error.args[0]} is missing in a line."]
 
 
 def _finite(values: dict[str, Estimate]) -> dict[str, Estimate]:
@@ -108,7 +163,9 @@ def _finite(values: dict[str, Estimate]) -> dict[str, Estimate]:
     return {name: one for name, one in values.items() if math.isfinite(one.value)}
 
 
-def _provenance(lab: Lab, preset: str, seconds: float, reads: set[str]) -> Provenance:
+def _provenance(
+    lab: Lab, preset: str, overrides: Sequence[str], seconds: float, reads: set[str]
+) -> Provenance:
     model, config = lab.model(MAIN), lab.config
     facts = model_facts(model)
     parameters = {"encoder": facts.encoder_parameters, "demasker": facts.demasker_parameters}
@@ -117,6 +174,7 @@ def _provenance(lab: Lab, preset: str, seconds: float, reads: set[str]) -> Prove
         model_digest=lab.digest(MAIN),
         parameters=parameters | {f"{kind} denoiser": n for kind, n in facts.denoiser_parameters.items()},
         preset=preset,
+        overrides=list(overrides),
         config=asdict(config),
         config_hash=hashlib.blake2b(config_text(config).encode(), digest_size=8).hexdigest(),
         source=config.source,

@@ -6,12 +6,14 @@ a killed sweep goes on where it stopped, and several processes may share one fol
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -46,11 +48,12 @@ class Store:
         if measured.tensors:
             tensors = {name: tensor.contiguous() for name, tensor in measured.tensors.items()}
             write_atomically(self._file(key, "safetensors"), save(tensors))
-        document = {
+        document: dict[str, Any] = {
             "values": measured.values,
             "seconds": measured.seconds,
             "tensors": sorted(measured.tensors),
         }
+        document["digest"] = _digest(document, measured.tensors)
         write_atomically(self._file(key), json.dumps(document))
 
     def load(self, key: str) -> Measured:
@@ -62,13 +65,30 @@ class Store:
         try:
             document = json.loads(self._file(key).read_text("utf-8"))
             tensors = load_file(self._file(key, "safetensors")) if document["tensors"] else {}
-            if sorted(tensors) != document["tensors"]:
-                raise KeyError("tensors")
+            if document.pop("digest") != _digest(document, tensors):
+                raise ValueError("digest")
             return Measured(document["values"], tensors, document["seconds"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            SafetensorError,
+        ) as error:
             raise CrocodilError(
                 f"{self._file(key)} is damaged ({type(error).__name__}); delete it, and it will be measured again"
             ) from None
 
     def _file(self, key: str, kind: str = "json") -> Path:
         return self.folder / f"{key}.{kind}"
+
+
+def _digest(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Of the document as it is read back, and of the tensors' shapes and bytes."""
+    digest = hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

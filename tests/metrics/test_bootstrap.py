@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from crocodil.errors import CrocodilError
-from crocodil.metrics.bootstrap import interval, mean, ratio, resamples
+from crocodil.metrics.bootstrap import expanded_edge, interval, mean, ratio, resamples
 
 
 def test_equal_numbers_have_no_width() -> None:
@@ -32,6 +32,21 @@ def test_the_interval_holds_the_truth_about_95_times_of_100() -> None:
     draws = torch.randn(200, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     held = sum(found.low <= 0 <= found.high for found in map(mean, draws))  # type: ignore[operator]
     assert 0.88 <= held / len(draws) <= 0.99
+
+
+@pytest.mark.parametrize("n", [8, 12])
+def test_it_holds_the_truth_as_often_with_few_texts(n: int) -> None:
+    draws = torch.randn(400, n, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    held = sum(found.low <= 0 <= found.high for found in map(mean, draws))  # type: ignore[operator]
+    assert 0.9 <= held / len(draws) <= 0.99
+
+
+def test_few_texts_cut_off_less() -> None:
+    """Φ(−√(n/(n−1)) t) with t from a table: 2.365 for 8 texts, 1.984 for 100."""
+    assert expanded_edge(8) == pytest.approx(0.00572, rel=0.02)
+    assert expanded_edge(100) == pytest.approx(0.0231, rel=0.02) and expanded_edge(10**6) == pytest.approx(
+        0.025, rel=1e-3
+    )
 
 
 def test_its_width_is_that_of_theory() -> None:

@@ -98,7 +98,19 @@ def test_a_damaged_result_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").unlink()
     with pytest.raises(CrocodilError, match="damaged"):
         store.load("a")
-    (tmp_path / "a.json").write_text("[")
+    for text in (
+        "[",
+        "[" * 100000,
+        "{}",
+        "null",
+        '{"values": {}, "seconds": 0, "tensors": [], "digest": ""}',
+    ):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(CrocodilError, match="damaged"):
+            store.load("a")
+    store.save("a", Measured({"x": [1.0]}))
+    kept = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(kept.replace("1.0", "1.5"))
     with pytest.raises(CrocodilError, match="damaged"):
         store.load("a")
 

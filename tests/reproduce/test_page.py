@@ -22,7 +22,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>\"'&\x1b\x00\u202e"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="10pt" height="10pt"><script>alert(1)</script></svg>'
 PROVENANCE = Provenance(
     model="bundled", model_digest="c050/5def", parameters={"encoder": 1856928, "demasker": 2742336},
-    preset="nano", config={"source": "bundled", "seed": 3}, config_hash="2fda4de7", source="held out",
+    preset="nano", overrides=[], config={"source": "bundled", "seed": 3}, config_hash="2fda4de7", source="held out",
     texts_digest="3b156c4f", judge="a judge, float32, 256 positions", scorer=None, seed=3,
     versions={"crocodil": "0.1.0", "torch": "2.13"}, device="cpu, 1 thread", seconds=83.0,
 )  # fmt: skip

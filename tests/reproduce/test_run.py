@@ -20,6 +20,7 @@ from crocodil.reproduce.lab import Lab
 from crocodil.reproduce.pages import write
 from crocodil.reproduce.result import Result, from_json, to_json
 from crocodil.reproduce.run import reproduce
+from crocodil.reproduce.store import Measured
 
 NAMES = list(FIGURES)
 
@@ -194,6 +195,72 @@ def test_figures_share_what_they_have_in_common(make_lab: Callable[..., Lab]) ->
 
     assert keys(FIGURES["fig11"]) & keys(FIGURES["fig12"])
     assert keys(FIGURES["table1"]).isdisjoint(keys(FIGURES["fig4"]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_figure_without_numbers_says_so(
+    name: str, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts without a token, levels without a mask: nothing to say, and nothing lost."""
+    figure = FIGURES[name]
+
+    def nothing(lab: Lab, line: Line) -> dict[str, object]:
+        if line.labels == figure.lines(lab)[0].labels:
+            raise CrocodilError("there is nothing to divide by")
+        return {}
+
+    bare = replace(figure, values=nothing)
+    monkeypatch.setattr(
+        "crocodil.reproduce.lab.Lab.result",
+        lambda self, task: Measured({"texts": [], "references": [], "cer": []}),
+    )
+    monkeypatch.setattr("crocodil.reproduce.store.Store.__contains__", lambda self, key: True)
+    results = reproduce(make_lab(), [bare], "tiny")
+    assert results is not None and not results[0].verdicts
+    assert any("nothing to divide by" in line for line in results[0].missing)
+    assert draw(results[0]) == []
+    markdown.render(results, {})
+
+
+def test_one_number_that_is_missing_costs_a_verdict_and_no_more(make_lab: Callable[..., Lab]) -> None:
+    figure = FIGURES["fig12"]
+
+    def without(lab: Lab, line: Line) -> dict[str, object]:
+        return {name: one for name, one in figure.values(lab, line).items() if name != "mauve"}
+
+    results = reproduce(make_lab(), [replace(figure, values=without)], "tiny")
+    assert results is not None and results[0].verdicts == ["No verdict: mauve is missing in a line."]
+
+
+@pytest.mark.parametrize("levels", [(1.0, 0.5), (0.5, 1.0, 0.5)])
+def test_the_order_in_which_numbers_are_asked_for_does_not_matter(
+    levels: tuple[float, ...], make_lab: Callable[..., Lab], config: ReproduceConfig
+) -> None:
+    asked = replace(config, fig4=replace(config.fig4, levels=levels))
+    lines = FIGURES["fig4"].lines(make_lab(config=asked))
+    assert [line.labels for line in lines] == [line.labels for line in FIGURES["fig4"].lines(make_lab())]
+
+
+def test_one_level_alone_gives_no_verdict_on_levels(
+    measure: Callable[..., Result], config: ReproduceConfig
+) -> None:
+    result = measure("fig4", config=replace(config, fig4=replace(config.fig4, levels=(1.0,), ks=(4,))))
+    assert len(result.rows) == 1 and not result.verdicts
+
+
+def test_windows_that_are_not_there_are_told(measure: Callable[..., Result], config: ReproduceConfig) -> None:
+    result = measure(
+        "fig4",
+        config=replace(config, fig4=replace(config.fig4, windows=10**6, levels=(1.0,), ks=(0,)), part=512),
+    )
+    assert any("1,000,000 windows" in line for line in result.missing)
+
+
+def test_names_from_outside_stay_in_their_place(measure: Callable[..., Result]) -> None:
+    result = measure("appendix-b")
+    odd = replace(result.provenance, model="m`|<script>\x1b", source="s`|", overrides=["source=`x`"])
+    text = markdown.render([replace(result, provenance=odd)], {})
+    assert "m'/<script>" in text and "\x1b" not in text and "`x`" not in text
 
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -22,7 +22,7 @@ def lines(lab: Lab) -> list[Line]:
             ],
         )
         for k in counts(lab, config.ks)
-        for t in config.levels
+        for t in sorted(set(config.levels))
     ]  # fmt: skip
 
 
@@ -43,8 +43,10 @@ def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
     levels = list(dict.fromkeys(row.labels["t"] for row in rows))
     bare = [row for row in rows if row.labels["k"] == 0]
     closes = all(ordered(pick(rows, t=t), "gap", up=False) for t in levels)
-    told = "more registers close the gap at every level"
-    found = [agrees(closes, told, "at some level, more registers widen the gap")]
+    found = []
+    if len(dict.fromkeys(row.labels["k"] for row in rows)) > 1:
+        told = "more registers close the gap at every level"
+        found.append(agrees(closes, told, "at some level, more registers widen the gap"))
     if bare:
         loses = all(row.values["gap"].value > 0 for row in bare)
         told = "without registers, independent draws lose something at every level"

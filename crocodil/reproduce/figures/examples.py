@@ -18,7 +18,9 @@ BY_NFE, BY_K, BETWEEN, NEW = "by NFE", "by k", "between two", "out of noise"
 
 def lines(lab: Lab) -> list[Line]:
     config, model = lab.config.examples, lab.model(MAIN)
-    length, part = min(config.length, model.window), (0, config.texts)
+    length = min(config.length, model.window)
+    there = sum(end - start for start, end in lab.parts(max(2, config.texts), length))
+    part = (0, min(config.texts, there))
     found = []
 
     def add(what: str, setting: Label, *tasks: Reconstructed | Mixed | Written) -> None:
@@ -28,7 +30,7 @@ def lines(lab: Lab) -> list[Line]:
         add(BY_NFE, nfe, Reconstructed(length, part, model.K, length, nfe))
     for k in group_ends(model.K):
         add(BY_K, k, Reconstructed(length, part, k, length, min(config.nfe, length)))
-    for alpha in lab.config.fig8.alphas:
+    for alpha in lab.config.fig8.alphas if there > 1 else ():
         add(BETWEEN, alpha, Mixed(length, (0, 1), model.K, alpha, min(config.nfe, length)))
     synthesis, k = lab.config.synthesis, lab.config.fig11.k
     for method in METHODS if refuse(model, k) is None else METHODS[:1]:

@@ -37,6 +37,8 @@ COLUMNS = (
 NOTES = (
     "Gen-PPL alone is easily fooled: a text that repeats itself is easy to predict. Read it beside entropy (of the "
     "tokens within a text) and repetition (share of 4-grams that stood before).",
+    "MAUVE wants thousands of texts. With few, and with a small judge, it tells collapse from variety and nothing finer: "
+    "garbage of many different tokens is near 1.",
     "NFE is demasker evaluations. The paper's count adds the denoiser's evaluations by the ratio of parameters; wall "
     "time adds what they took on this machine, in units of a demasker evaluation.",
 )
@@ -52,7 +54,7 @@ def lines(lab: Lab, config: Generation) -> list[Line]:
     for length, k in zip(config.lengths, config.ks, strict=True):
         methods = METHODS if refuse(lab.model(MAIN), k) is None else METHODS[:1]
         for method in methods:
-            for nfe in config.nfes:
+            for nfe in sorted(set(config.nfes)):
                 if nfe <= length:
                     texts = written(lab, method, nfe, length, k, remasking=config.remasking)
                     labels: dict[str, Label] = {"n": length, "K": k, "method": method, "NFE": nfe}

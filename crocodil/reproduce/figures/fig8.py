@@ -19,9 +19,11 @@ def lines(lab: Lab) -> list[Line]:
     config, model = lab.config.fig8, lab.model(MAIN)
     there = sum(end - start for start, end in lab.parts(2 * config.pairs, config.length)) // 2
     references = [Judged(Real(config.length, part)) for part in lab.parts(2 * there, config.length)]
-    found = []
+    found: list[Line] = []
+    if not there:  # a pair takes two
+        return found
     for k in dict.fromkeys(model.K if k is None else min(k, model.K) for k in config.ks):
-        for alpha in config.alphas:
+        for alpha in sorted(set(config.alphas)):
             texts = [Mixed(config.length, part, k, alpha, config.nfe) for part in lab.parts(there)]
             found.append(Line({"k": k, "α": alpha}, [*map(Judged, texts), *references]))
     return found

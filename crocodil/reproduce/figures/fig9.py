@@ -13,7 +13,8 @@ from crocodil.reproduce.measures.registers import Denoised
 NOTHING = "nothing"
 WIDE = 0.75
 """Share of the levels that the verdict takes for a wide range."""
-RECIPE = "accelerate launch recipes/train_denoiser.py --config recipes/configs/nano_denoiser.yaml"
+RECIPE = "accelerate launch recipes/train_denoiser.py --config recipes/configs/"
+RECIPES = {"unconditional": "nano_denoiser", "conditional": "nano_denoiser_conditional"}
 
 
 def shares(lab: Lab, visible: Sequence[float]) -> list[float | None]:
@@ -33,7 +34,7 @@ def most(lab: Lab, share: float | None) -> int:
 
 def seen(share: float | None) -> str:
     """The label of a share."""
-    return NOTHING if share is None else f"{share:.0%}"
+    return NOTHING if share is None else f"{100 * share:g}%"
 
 
 def lines(lab: Lab) -> list[Line]:
@@ -45,7 +46,7 @@ def lines(lab: Lab) -> list[Line]:
         )
         for share in shares(lab, config.visible)
         for k in dict.fromkeys(min(k, most(lab, share)) for k in config.ks)
-        for s in config.levels
+        for s in sorted(set(config.levels))
     ]
 
 
@@ -73,8 +74,11 @@ def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
 
 def missing(lab: Lab) -> list[str]:
     denoisers = lab.model(MAIN).denoisers
-    names = [kind for kind in ("unconditional", "conditional") if getattr(denoisers, kind) is None]
-    return [f"The model has no {kind} denoiser; train one as with `{RECIPE}`." for kind in names]
+    return [
+        f"The model has no {kind} denoiser: give one with --denoiser, or train one, as with `{RECIPE}{name}.yaml`."
+        for kind, name in RECIPES.items()
+        if getattr(denoisers, kind) is None
+    ]
 
 
 FIGURE = Figure(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from crocodil.metrics.bootstrap import Estimate
 from crocodil.reproduce import paper
@@ -48,11 +47,17 @@ def values(lab: Lab, line: Line) -> dict[str, Estimate]:
     return judged(lab, readings) | {"bert_score": average(lab, compared, "f1")} | found
 
 
-def verdicts(config: Table, lab: Lab, rows: Sequence[Row]) -> list[str]:
+def verdicts(config: Table, table: int, lab: Lab, rows: Sequence[Row]) -> list[str]:
     real = [Judged(Real(config.length, part)) for part in lab.parts(config.windows, config.length)]
     found = [
         f"The judge gives the programs themselves a Gen-PPL of {judged(lab, real)['gen_ppl'].value:.1f}."
     ]
+    if config.length != table:
+        found.insert(
+            0,
+            f"Windows of {config.length} tokens here, of {table} in the paper: blocks are scaled with them, NFE is not; "
+            f"a step reveals {config.length / table:g} times as many tokens as in the paper's line beside it.",
+        )
     K = lab.model(MAIN).K
     for k in dict.fromkeys(row.labels["k"] for row in rows):
         here = pick(rows, k=k)
@@ -95,12 +100,18 @@ def figure(name: str, place: str, table: int) -> Figure:
         COLUMNS,
         lambda lab: lines(lab, config_of(lab), table),
         values,
-        lambda lab, rows: partial(verdicts, config_of(lab))(lab, rows),
+        lambda lab, rows: verdicts(config_of(lab), table, lab, rows),
         CHARTS,
         notes=(
             "Blocks have the paper's share of the window, and its values stand beside all registers. BERTScore and "
             "Gen-PPL are those of the scorer and judge named on this page: compare them within it.",
-            "A verdict calls an error larger only where it is beyond the other's interval.",
+            *(
+                (
+                    "CER above 1 beside a low Gen-PPL, and BERTScores that return, are as the paper prints them.",
+                )
+                if table == 512
+                else ()
+            ),
         ),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from crocodil.errors import CrocodilError
 from crocodil.model import Model
 from crocodil.reproduce.lab import MAIN, Lab, Task, check_decoding
 from crocodil.reproduce.store import Measured
@@ -28,7 +29,11 @@ class Written(Task):
     model: str = MAIN
 
     def check(self, lab: Lab) -> None:
-        check_decoding(lab.model(self.model), self.length, self.nfe, None, self.k or 1)
+        model = lab.model(self.model)
+        check_decoding(model, self.length, self.nfe, None, self.k or 1)
+        first = model.denoisers.unconditional
+        if self.k is not None and first is not None and self.k > first.config.K:
+            raise CrocodilError(f"{self.k} registers are wanted of a denoiser that makes {first.config.K}")
 
     def run(self, lab: Lab) -> Measured:
         made = lab.model(self.model).generate(
