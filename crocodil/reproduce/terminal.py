@@ -51,7 +51,9 @@ def _table(result: Result, intervals: bool) -> Table:
         for column in columns:
             one = row.values.get(column.name)
             value = (
-                markdown.estimate(one, column) if intervals else markdown.number(one and one.value, column)
+                markdown.estimate(one, column)
+                if intervals
+                else markdown.number(one.value if one else None, column)
             )
             cells.append(value)
             if column in printed:
