@@ -43,6 +43,10 @@ class Column:
     percent: bool = False
 
 
+PREDICTED = (
+    Column("cross_entropy", "cross-entropy, nats ↓"),
+    Column("top1", "top-1 ↑", 1, percent=True),
+)
 JUDGED = (
     Column("gen_ppl", "Gen-PPL ↓", 1),
     Column("token_entropy", "entropy, nats", 2),
@@ -148,6 +152,10 @@ def too_near(told: str) -> str:
     return f"Not to be told from so few texts: {told}."
 
 
+AGREES, DIFFERS = "As in the paper:", "Not as in the paper:"
+"""How a verdict begins; what begins otherwise is a remark."""
+
+
 def agrees(holds: bool, claim: str, otherwise: str) -> str:
     """A verdict."""
-    return f"As in the paper: {claim}." if holds else f"Not as in the paper: {otherwise}."
+    return f"{AGREES} {claim}." if holds else f"{DIFFERS} {otherwise}."

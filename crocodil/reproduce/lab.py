@@ -23,7 +23,7 @@ from crocodil.metrics.bertscore import CODE_BERT_SCORE, Scorer, open_scorer
 from crocodil.metrics.generation import Judge, open_judge
 from crocodil.model import Model, load
 from crocodil.reproduce.config import ReproduceConfig
-from crocodil.reproduce.store import Measured, Store
+from crocodil.reproduce.store import Measured, Store, add_tensors
 from crocodil.reproduce.texts import held_out_windows, texts_digest
 from crocodil.sampler.demask import check
 from crocodil.text.windows import Sample
@@ -47,11 +47,16 @@ class Task:
         Raises:
             CrocodilError: numbers that the model does not allow.
         """
+        for task in self.inner():
+            task.check(lab)
+
+    def inner(self) -> Iterator[Task]:
+        """The tasks among its fields."""
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            for one in value if isinstance(value, tuple) else (value,):
-                if isinstance(one, Task):
-                    one.check(lab)
+            yield from (
+                one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, Task)
+            )
 
     def run(self, lab: Lab) -> Measured:
         """Do the work."""
@@ -197,12 +202,7 @@ class Lab:
 
 def everything_read(task: Task) -> set[str]:
     """What a task and all tasks in it read."""
-    found = set(task.reads)
-    for field in fields(task):  # type: ignore[arg-type]
-        value = getattr(task, field.name)
-        for one in value if isinstance(value, tuple) else (value,):
-            found |= everything_read(one) if isinstance(one, Task) else set()
-    return found
+    return set(task.reads).union(*map(everything_read, task.inner()))
 
 
 def check_decoding(model: Model, length: int, nfe: int, block_size: int | None = None, k: int = 1) -> None:
@@ -229,7 +229,5 @@ def _dtype(name: str) -> torch.dtype:
 
 def _weights(module: torch.nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    add_tensors(digest, module.state_dict())
     return digest.hexdigest()

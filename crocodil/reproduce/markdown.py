@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from crocodil.metrics.bootstrap import Estimate
 from crocodil.report.visible import visible
-from crocodil.reproduce.figure import Column, Label
+from crocodil.reproduce.figure import AGREES, DIFFERS, Column, Label
 from crocodil.reproduce.result import Result
 
 HUGE = 1e6
@@ -60,8 +60,8 @@ def overview(results: Sequence[Result]) -> str:
     """One line for each figure: what the paper finds, and how many of our verdicts agree."""
     lines = ["| | the paper finds | here |", "| --- | --- | --- |"]
     for result in results:
-        yes = sum(verdict.startswith("As in the paper") for verdict in result.verdicts)
-        no = sum(verdict.startswith("Not as in the paper") for verdict in result.verdicts)
+        yes = sum(verdict.startswith(AGREES) for verdict in result.verdicts)
+        no = sum(verdict.startswith(DIFFERS) for verdict in result.verdicts)
         told = (
             f"{yes} of {yes + no} findings"
             if yes + no
@@ -168,10 +168,17 @@ def number(value: float | None, column: Column) -> str:
 
 def estimate(one: Estimate | None, column: Column) -> str:
     """A number and its interval."""
-    if one is None or one.low is None or one.high is None:
-        return number(one.value if one else None, column)
+    if one is None:
+        return ""
+    return " ".join(filter(None, (number(one.value, column), interval(one, column))))
+
+
+def interval(one: Estimate, column: Column) -> str:
+    """[low, high] in the digits of the column, or nothing."""
+    if one.low is None or one.high is None:
+        return ""
     low, high = (number(edge, column).removesuffix(" %") for edge in (one.low, one.high))
-    return f"{number(one.value, column)} [{low}, {high}]"
+    return f"[{low}, {high}]"
 
 
 def _plain(text: str) -> str:

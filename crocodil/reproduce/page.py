@@ -18,9 +18,9 @@ from crocodil.report import page as report
 from crocodil.report.diff import ISLAND, NEWLINE
 from crocodil.report.palette import step_colour
 from crocodil.report.visible import visible
-from crocodil.reproduce.figure import Chart, Column, Label, Passage
+from crocodil.reproduce.figure import AGREES, DIFFERS, Chart, Column, Label, Passage
 from crocodil.reproduce.figures.examples import BETWEEN, BY_K, BY_NFE, NEW
-from crocodil.reproduce.markdown import command, label, number
+from crocodil.reproduce.markdown import command, interval, label, number
 from crocodil.reproduce.result import Result
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -37,7 +37,6 @@ WAYS = {
     NEW: ("Out of noise", "Programs that nobody wrote, by method.", False),
 }
 """Groups of texts: a heading, what is shown, and whether the texts stand in an order."""
-_YES, _NO = "As in the paper:", "Not as in the paper:"
 _WIDTH = re.compile(r'<svg\b[^>]*?\swidth="(\d{1,6}(?:\.\d{1,9})?)pt"')
 _WORDS = re.compile(r"\w+|\n|[^\S\n]+|[^\w\s]")
 
@@ -247,7 +246,7 @@ def _told(name: str, results: Sequence[Result]) -> list[str]:
 
 
 def _verdict(text: str) -> _Verdict:
-    for kind, lead in (("yes", _YES), ("no", _NO)):
+    for kind, lead in (("yes", AGREES), ("no", DIFFERS)):
         if text.startswith(lead):
             return _Verdict(kind, lead, text.removeprefix(lead).lstrip())
     return _Verdict("remark", "", text)
@@ -317,11 +316,7 @@ def _cell(one: Estimate | None, paper: float | None, column: Column, says_n: boo
     printed = number(paper, column)
     if one is None:
         return _Cell("–", "", printed, None)
-    interval = ""
-    if one.low is not None and one.high is not None:
-        low, high = (number(edge, column).removesuffix(" %") for edge in (one.low, one.high))
-        interval = f"[{low}, {high}]"
-    return _Cell(number(one.value, column), interval, printed, one.n if says_n else None)
+    return _Cell(number(one.value, column), interval(one, column), printed, one.n if says_n else None)
 
 
 def _grouped(

@@ -88,7 +88,12 @@ class Store:
 def _digest(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Of the document as it is read back, and of the tensors' shapes and bytes."""
     digest = hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=16)
+    add_tensors(digest, tensors)
+    return digest.hexdigest()
+
+
+def add_tensors(digest: hashlib.blake2b, tensors: Mapping[str, Tensor]) -> None:
+    """Add names, types, shapes and bytes, in the order of the names."""
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

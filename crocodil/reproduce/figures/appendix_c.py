@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from crocodil.metrics.bootstrap import Estimate
 from crocodil.registers.geometry import group_ends
-from crocodil.reproduce.figure import JUDGED, Chart, Column, Figure, Line, Row, agrees, one, pick
+from crocodil.reproduce.figure import JUDGED, PREDICTED, Chart, Figure, Line, Row, agrees, one, pick
 from crocodil.reproduce.lab import Lab
 from crocodil.reproduce.measures.judging import Judged, judged
-from crocodil.reproduce.measures.masked_tokens import MaskedTokens, cross_entropy, top1
+from crocodil.reproduce.measures.masked_tokens import MaskedTokens, predicted
 from crocodil.reproduce.measures.writing import written
 
 MASKED, NEW = "masked tokens", "texts out of noise"
@@ -58,7 +58,7 @@ def lines(lab: Lab) -> list[Line]:
 
 def values(lab: Lab, line: Line) -> dict[str, Estimate]:
     if line.labels["of"] == MASKED:
-        return {"cross_entropy": cross_entropy(lab, line.tasks), "top1": top1(lab, line.tasks)}
+        return predicted(lab, line.tasks)
     return judged(lab, [task for task in line.tasks if isinstance(task, Judged)])
 
 
@@ -118,8 +118,7 @@ FIGURE = Figure(
     "Without nested dropout, and with LayerNorm",
     "Removing nested dropout has a limited effect on reconstruction but harms generation; LayerNorm wants calibration.",
     (
-        Column("cross_entropy", "cross-entropy, nats ↓"),
-        Column("top1", "top-1 ↑", 1, percent=True),
+        *PREDICTED,
         *JUDGED,
     ),
     lines,

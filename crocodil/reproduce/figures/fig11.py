@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crocodil.reproduce.figure import Chart, Figure, Label, Line, Row, agrees, apart, one, pick, too_near
-from crocodil.reproduce.figures.fig6 import COLUMNS, NOTES, real, values
+from crocodil.reproduce.figures.fig6 import COLUMNS, NOTES, references, values
 from crocodil.reproduce.lab import DENOISER, MAIN, Lab
 from crocodil.reproduce.measures.judging import Judged
 from crocodil.reproduce.measures.writing import refuse, written
@@ -27,7 +27,7 @@ def lines(lab: Lab) -> list[Line]:
     def add(ablation: str, setting: Label, method: str, k: int, **options: object) -> None:
         texts = written(lab, method, config.nfe, config.length, k, remasking=config.remasking, **options)  # type: ignore[arg-type]
         labels: dict[str, Label] = {"ablation": ablation, "setting": setting}
-        found.append(Line(labels, [*map(Judged, texts), *real(lab, config.length)]))
+        found.append(Line(labels, [*map(Judged, texts), *references(lab, config.length)]))
 
     for k in sorted(set(config.ks)):
         if refuse(model, k) is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crocodil.metrics.bootstrap import Estimate
-from crocodil.reproduce.figure import Chart, Column, Figure, Line, Row, agrees, ordered, pick
+from crocodil.reproduce.figure import PREDICTED, Chart, Figure, Line, Row, agrees, ordered, pick
 from crocodil.reproduce.lab import MAIN, Lab
-from crocodil.reproduce.measures.masked_tokens import MaskedTokens, cross_entropy, top1
+from crocodil.reproduce.measures.masked_tokens import MaskedTokens, predicted
 
 
 def counts(lab: Lab, ks: Sequence[int]) -> list[int]:
@@ -29,7 +29,7 @@ def lines(lab: Lab) -> list[Line]:
 
 
 def values(lab: Lab, line: Line) -> dict[str, Estimate]:
-    return {"cross_entropy": cross_entropy(lab, line.tasks), "top1": top1(lab, line.tasks)}
+    return predicted(lab, line.tasks)
 
 
 def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
@@ -67,7 +67,7 @@ FIGURE = Figure(
     "Figure 4",
     "Masked tokens by masking level",
     "Prediction gets harder with more masking; registers help, the more the more there are.",
-    (Column("cross_entropy", "cross-entropy, nats ↓"), Column("top1", "top-1 ↑", 1, percent=True)),
+    PREDICTED,
     lines,
     values,
     verdicts,

@@ -23,7 +23,7 @@ from crocodil.reproduce.figure import (
 )
 from crocodil.reproduce.lab import MAIN, Lab
 from crocodil.reproduce.measures.decoding import Real
-from crocodil.reproduce.measures.judging import Judged, average, judged, mauve
+from crocodil.reproduce.measures.judging import Judged, average, judged, mauve, of_kind, real
 from crocodil.reproduce.measures.writing import Written, refuse, written
 
 METHODS = ("mdm", "conthendisc", "conwithindisc")
@@ -58,28 +58,25 @@ def lines(lab: Lab, config: Generation) -> list[Line]:
                 if nfe <= length:
                     texts = written(lab, method, nfe, length, k, remasking=config.remasking)
                     labels: dict[str, Label] = {"n": length, "K": k, "method": method, "NFE": nfe}
-                    found.append(Line(labels, [*map(Judged, texts), *real(lab, length)]))
-        found.append(Line({"n": length, "K": k, "method": REAL, "NFE": 0}, real(lab, length)))
+                    found.append(Line(labels, [*map(Judged, texts), *references(lab, length)]))
+        found.append(Line({"n": length, "K": k, "method": REAL, "NFE": 0}, references(lab, length)))
     return found
 
 
-def real(lab: Lab, length: int) -> list[Judged]:
-    """Held-out programs of this length before the judge, up to four for each text that is written."""
-    most = 4 * lab.config.synthesis.texts
-    return [Judged(Real(length, part)) for part in lab.parts(most, length)]
+def references(lab: Lab, length: int) -> list[Judged]:
+    """Held-out programs of this length, up to four for each text that is written."""
+    return real(lab, 4 * lab.config.synthesis.texts, length)
 
 
 def values(lab: Lab, line: Line) -> dict[str, Estimate]:
-    tasks = [task for task in line.tasks if isinstance(task, Judged)]
-    made = [task for task in tasks if isinstance(task.of, Written)]
-    references = [task for task in tasks if isinstance(task.of, Real)]
-    readings = made or references
+    made, held_out = of_kind(line.tasks, Written), of_kind(line.tasks, Real)
+    readings = made or held_out
     found = judged(lab, readings)
     if not found:
         return {}
     found["valid"] = average(lab, readings, "valid")
     if made:
-        found["mauve"] = mauve(lab, made, references)
+        found["mauve"] = mauve(lab, made, held_out)
         for name in ("nfe_paper", "nfe_wall"):
             found[name] = average(lab, [task.of for task in made], name)
     return found

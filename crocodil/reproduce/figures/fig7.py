@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crocodil.metrics.bootstrap import Estimate
-from crocodil.reproduce.figure import Chart, Column, Figure, Line, Row, agrees, one, pick
+from crocodil.reproduce.figure import PREDICTED, Chart, Figure, Line, Row, agrees, one, pick
 from crocodil.reproduce.lab import MAIN, Lab
-from crocodil.reproduce.measures.masked_tokens import MaskedTokens, cross_entropy, top1
+from crocodil.reproduce.measures.masked_tokens import MaskedTokens, predicted
 
 VARIANTS = {"reference": "trained with noise", "no_noise": "trained without noise"}
 RECIPE = "accelerate launch recipes/train_demasker.py --config recipes/configs/nano_ablation.yaml"
@@ -32,7 +32,7 @@ def lines(lab: Lab) -> list[Line]:
 
 
 def values(lab: Lab, line: Line) -> dict[str, Estimate]:
-    return {"cross_entropy": cross_entropy(lab, line.tasks), "top1": top1(lab, line.tasks)}
+    return predicted(lab, line.tasks)
 
 
 def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
@@ -71,7 +71,7 @@ FIGURE = Figure(
     "Figure 7",
     "Noise on the registers, at 90 % masking",
     "Trained with register noise, prediction degrades gradually; trained without, much earlier and more sharply.",
-    (Column("cross_entropy", "cross-entropy, nats ↓"), Column("top1", "top-1 ↑", 1, percent=True)),
+    PREDICTED,
     lines,
     values,
     verdicts,

@@ -8,7 +8,7 @@ from crocodil.metrics.bootstrap import Estimate
 from crocodil.reproduce.figure import JUDGED, Chart, Column, Figure, Line, Row, agrees, one, pick
 from crocodil.reproduce.lab import MAIN, Lab
 from crocodil.reproduce.measures.decoding import Mixed, Real
-from crocodil.reproduce.measures.judging import Judged, average, judged, mauve
+from crocodil.reproduce.measures.judging import Judged, average, judged, mauve, of_kind, real
 
 STILL_HIGH, MODERATE = 0.8, 2.0
 """What the verdict takes for high quality midway: this share of the better end's MAUVE at least, and Gen-PPL at most
@@ -18,7 +18,7 @@ so many times that of the worse end."""
 def lines(lab: Lab) -> list[Line]:
     config, model = lab.config.fig8, lab.model(MAIN)
     there = sum(end - start for start, end in lab.parts(2 * config.pairs, config.length)) // 2
-    references = [Judged(Real(config.length, part)) for part in lab.parts(2 * there, config.length)]
+    references = real(lab, 2 * there, config.length)
     found: list[Line] = []
     if not there:  # a pair takes two
         return found
@@ -30,12 +30,10 @@ def lines(lab: Lab) -> list[Line]:
 
 
 def values(lab: Lab, line: Line) -> dict[str, Estimate]:
-    tasks = [task for task in line.tasks if isinstance(task, Judged)]
-    made = [task for task in tasks if isinstance(task.of, Mixed)]
-    real = [task for task in tasks if isinstance(task.of, Real)]
+    made = of_kind(line.tasks, Mixed)
     texts = [task.of for task in made]
     found = {name: average(lab, texts, name) for name in ("cer_first", "cer_second")}
-    return {"mauve": mauve(lab, made, real)} | judged(lab, made) | found
+    return {"mauve": mauve(lab, made, of_kind(line.tasks, Real))} | judged(lab, made) | found
 
 
 def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:

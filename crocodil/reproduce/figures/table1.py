@@ -9,8 +9,8 @@ from crocodil.reproduce import paper
 from crocodil.reproduce.config import Table
 from crocodil.reproduce.figure import JUDGED, Chart, Column, Figure, Line, Row, agrees, one, pick, turns_back
 from crocodil.reproduce.lab import MAIN, Lab
-from crocodil.reproduce.measures.decoding import Real, Reconstructed
-from crocodil.reproduce.measures.judging import Compared, Judged, average, judged
+from crocodil.reproduce.measures.decoding import Reconstructed
+from crocodil.reproduce.measures.judging import Compared, Judged, average, judged, of_kind, real
 
 COLUMNS = (
     *JUDGED,
@@ -28,19 +28,20 @@ def lines(lab: Lab, config: Table, table: int) -> list[Line]:
     """Block size × NFE, blocks as shares of the window as in the paper's table at `table` tokens."""
     K = lab.model(MAIN).K
     parts = list(lab.parts(config.windows, config.length))
+    originals = real(lab, config.windows, config.length)
     found = []
     for k in dict.fromkeys(K if k is None else min(k, K) for k in config.ks):
         for block, nfe in paper.rows(config.length, table=table):
             texts = [Reconstructed(config.length, part, k, block, nfe) for part in parts]
             printed = paper.scores_at(block, nfe, config.length, table) if k == K else None
             labels = {"k": k, "block": block, "NFE": nfe}
-            tasks = [*map(Judged, texts), *map(Compared, texts)]
+            tasks = [*map(Judged, texts), *map(Compared, texts), *originals]
             found.append(Line(labels, tasks, printed._asdict() if printed else {}))
     return found
 
 
 def values(lab: Lab, line: Line) -> dict[str, Estimate]:
-    readings = [task for task in line.tasks if isinstance(task, Judged)]
+    readings = of_kind(line.tasks, Reconstructed)
     compared = [task for task in line.tasks if isinstance(task, Compared)]
     texts = [task.of for task in readings]
     found = {name: average(lab, texts, name) for name in ("cer", "exact", "token_accuracy")}
@@ -48,10 +49,8 @@ def values(lab: Lab, line: Line) -> dict[str, Estimate]:
 
 
 def verdicts(config: Table, table: int, lab: Lab, rows: Sequence[Row]) -> list[str]:
-    real = [Judged(Real(config.length, part)) for part in lab.parts(config.windows, config.length)]
-    found = [
-        f"The judge gives the programs themselves a Gen-PPL of {judged(lab, real)['gen_ppl'].value:.1f}."
-    ]
+    originals = judged(lab, real(lab, config.windows, config.length))
+    found = [f"The judge gives the programs themselves a Gen-PPL of {originals['gen_ppl'].value:.1f}."]
     if config.length != table:
         found.insert(
             0,

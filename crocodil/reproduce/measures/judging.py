@@ -14,6 +14,7 @@ from crocodil.metrics.generation import score_texts, text_features
 from crocodil.metrics.mauve import area, divergence_curve, quantise, resampled_areas
 from crocodil.metrics.reconstruction import parses
 from crocodil.reproduce.lab import Lab, Task
+from crocodil.reproduce.measures.decoding import Real
 from crocodil.reproduce.store import Measured
 
 MAUVE_RESAMPLES = 200
@@ -55,6 +56,16 @@ class Compared(Task):
 
     def weight(self, lab: Lab) -> float:
         return self.of.weight(lab)
+
+
+def real(lab: Lab, count: int, length: int) -> list[Judged]:
+    """At most `count` held-out windows before the judge."""
+    return [Judged(Real(length, part)) for part in lab.parts(count, length)]
+
+
+def of_kind(tasks: Sequence[Task], kind: type[Task]) -> list[Judged]:
+    """The readings among tasks, of texts that came about in one way."""
+    return [task for task in tasks if isinstance(task, Judged) and isinstance(task.of, kind)]
 
 
 def judged(lab: Lab, tasks: Sequence[Judged]) -> dict[str, Estimate]:

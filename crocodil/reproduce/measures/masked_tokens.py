@@ -158,14 +158,12 @@ def _reveal(is_masked_N: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     return left
 
 
-def cross_entropy(lab: Lab, tasks: Sequence[Task]) -> Estimate:
-    """Nats per masked token."""
-    return _ratio(lab, tasks, "nats", "masked")
-
-
-def top1(lab: Lab, tasks: Sequence[Task]) -> Estimate:
-    """Share of masked tokens whose most likely token is right."""
-    return _ratio(lab, tasks, "right", "masked")
+def predicted(lab: Lab, tasks: Sequence[Task]) -> dict[str, Estimate]:
+    """Nats per masked token, and the share of masked tokens whose most likely token is right (`figure.PREDICTED`)."""
+    return {
+        "cross_entropy": _ratio(lab, tasks, "nats", "masked"),
+        "top1": _ratio(lab, tasks, "right", "masked"),
+    }
 
 
 def _ratio(lab: Lab, tasks: Sequence[Task], above: str, below: str) -> Estimate:
