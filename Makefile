@@ -70,8 +70,8 @@ bench: $(DEV) ## time and memory against the plain way, as ratios; ARGS="--offic
 	@$(BIN)/python recipes/benchmarks/run.py $(ARGS)
 
 train-nano: $(BASE) ## train the bundled model from nothing, three hours; LAUNCH=launch/gpu.yaml for a GPU
-	$(BIN)/accelerate launch --config_file $(LAUNCH) recipes/train_base.py --config recipes/configs/nano_base.yaml
-	@for part in nano nano_grow nano_long; do $(BIN)/accelerate launch --config_file $(LAUNCH) \
+	$(BIN)/accelerate launch --config_file $(LAUNCH) recipes/train_base.py --config recipes/configs/nano-base.yaml
+	@for part in nano nano-grow nano-long; do $(BIN)/accelerate launch --config_file $(LAUNCH) \
 		recipes/train_demasker.py --config recipes/configs/$$part.yaml || exit 1; done
 
 # --- develop ---

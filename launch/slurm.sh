@@ -17,7 +17,7 @@
 set -euo pipefail
 
 RECIPE=${RECIPE:-recipes/train_demasker.py}
-CONFIG=${CONFIG:-recipes/configs/llada_8b.yaml}
+CONFIG=${CONFIG:-recipes/configs/llada-8b.yaml}
 LAUNCH=${LAUNCH:-launch/zero3.yaml}
 VENV=${VENV:-.venv}
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}

@@ -1,6 +1,6 @@
 """Write the registers of a corpus to disk, to train a denoiser on (CRoCoDiL App. E).
 
-    accelerate launch recipes/cache_registers.py --config recipes/configs/nano_registers.yaml
+    accelerate launch recipes/cache_registers.py --config recipes/configs/nano-registers.yaml
 
 A run that was stopped goes on with the shards that are missing. --dry-run says how large and how long, and writes
 nothing.

@@ -1,6 +1,6 @@
 """Stage 0: tune (or, at nano scale, train from scratch) the unguided demasker that everything starts from.
 
-    accelerate launch recipes/train_base.py --config recipes/configs/nano_base.yaml
+    accelerate launch recipes/train_base.py --config recipes/configs/nano-base.yaml
 
 The loss is LLaDA's: mask every token with probability t, predict the masked ones, weigh by 1/t.
 """

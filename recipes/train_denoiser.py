@@ -1,6 +1,6 @@
 """Train a register denoiser (CRoCoDiL App. E): unconditional for ConThenDisc, conditional for ConWithinDisc.
 
-    accelerate launch recipes/train_denoiser.py --config recipes/configs/nano_denoiser.yaml
+    accelerate launch recipes/train_denoiser.py --config recipes/configs/nano-denoiser.yaml
 
 Registers come out of a cache (cache_registers.py), or are encoded on the way. Ctrl-C saves a checkpoint; the same
 command with --resume goes on from it.

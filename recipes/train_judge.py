@@ -1,6 +1,6 @@
 """Train the judge: a small causal language model that scores generated texts (Gen-PPL) and gives their features (MAUVE).
 
-    accelerate launch recipes/train_judge.py --config recipes/configs/nano_judge.yaml
+    accelerate launch recipes/train_judge.py --config recipes/configs/nano-judge.yaml
 
 It shares the texts of the generators and nothing else: another network (a plain Llama of transformers), another
 vocabulary, so that it does not prefer what they find easy. The export opens with `AutoModelForCausalLM` and

@@ -163,7 +163,7 @@ class Ablations:
     """Models that differ from another in one thing; a figure leaves out what is not named here, and says so."""
 
     reference: str | None = None
-    """With register noise and nested dropout: recipes/configs/nano_ablation.yaml, or the model itself."""
+    """With register noise and nested dropout: recipes/configs/nano-ablation.yaml, or the model itself."""
     no_noise: str | None = None
     no_nested_dropout: str | None = None
     layer_norm: str | None = None

@@ -18,9 +18,9 @@ VARIANTS = {
     "no_nested_dropout": "without nested dropout",
     "layer_norm": "LayerNorm instead of √D scaling",
 }
-RECIPE = "accelerate launch recipes/train_demasker.py --config recipes/configs/nano_ablation.yaml"
+RECIPE = "accelerate launch recipes/train_demasker.py --config recipes/configs/nano-ablation.yaml"
 DENOISER_RECIPE = (
-    "accelerate launch recipes/train_denoiser.py --config recipes/configs/nano_denoiser_ablation.yaml"
+    "accelerate launch recipes/train_denoiser.py --config recipes/configs/nano-denoiser-ablation.yaml"
 )
 CHANGES = {
     "reference": "",

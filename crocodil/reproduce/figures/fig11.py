@@ -12,7 +12,7 @@ from crocodil.reproduce.measures.writing import refuse, written
 
 REGISTERS, REFRESH, OFFSETS = "registers", "refresh", "offsets"
 VARIANTS = {"offsets": "on", "no_offsets": "off"}
-RECIPE = "accelerate launch recipes/train_denoiser.py --config recipes/configs/nano_denoiser_offsets.yaml"
+RECIPE = "accelerate launch recipes/train_denoiser.py --config recipes/configs/nano-denoiser-offsets.yaml"
 
 
 def named(lab: Lab) -> bool:

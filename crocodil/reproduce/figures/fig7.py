@@ -10,7 +10,7 @@ from crocodil.reproduce.lab import MAIN, Lab
 from crocodil.reproduce.measures.masked_tokens import MaskedTokens, predicted
 
 VARIANTS = {"reference": "trained with noise", "no_noise": "trained without noise"}
-RECIPE = "accelerate launch recipes/train_demasker.py --config recipes/configs/nano_ablation.yaml"
+RECIPE = "accelerate launch recipes/train_demasker.py --config recipes/configs/nano-ablation.yaml"
 
 
 def named(lab: Lab) -> list[str]:
