@@ -30,12 +30,16 @@ __all__ = [
 
 
 def load(
-    path_or_repo: str = "bundled", device: str | None = None, denoisers: Sequence[str | Path] = ()
+    path_or_repo: str = "bundled",
+    device: str | None = None,
+    denoisers: Sequence[str | Path] = (),
+    adapters: str | Path | None = None,
+    dtype: str | None = None,
 ) -> Model:
     """Load a model: the bundled one, a folder, or a hub id. See `crocodil.model.load`."""
     from crocodil.model import load
 
-    return load(path_or_repo, device, denoisers)
+    return load(path_or_repo, device, denoisers, adapters, dtype)
 
 
 @lru_cache(maxsize=1)

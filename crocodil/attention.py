@@ -77,6 +77,7 @@ def _dense(
     return out.transpose(-3, -2)
 
 
+@torch.compiler.disable  # its loops over texts are for Python; the kernels inside are fused already
 def attend(
     q: torch.Tensor,
     k: torch.Tensor,

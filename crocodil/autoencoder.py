@@ -138,6 +138,8 @@ class Autoencoder(nn.Module):
         self.encoder = encoder
         self.demasker = demasker
         self.noise = noise or RegisterNoise()
+        # what an engine that shards layer by layer (FSDP) keeps together
+        self._no_split_modules = ["Qwen3DecoderLayer", *demasker.llada.units]
 
     def grow(self, K: int) -> None:
         """Encode and demask with K registers instead of fewer (see `RegisterEncoder.grow`); END moves behind them."""

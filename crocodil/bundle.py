@@ -39,8 +39,11 @@ from crocodil.text.vocabulary import Vocabulary
 FORMAT = 1
 INDEX = "config.json"
 BUNDLED = Path(__file__).parent / "models" / "nano"
+GUIDE = Path("demasker") / "guide.safetensors"
+REGISTERS = Path("encoder") / "registers.safetensors"
+DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32")}
 _CHOICES = {
-    "kind": ("autoencoder", "unguided"),
+    "kind": ("autoencoder", "unguided", "adapters"),
     "layout": get_args(Layout),
     "scale": get_args(Scale),
 }
@@ -64,7 +67,7 @@ class Index:
     """config.json of a bundle."""
 
     kind: str
-    """`autoencoder`, or `unguided` for a demasker without registers."""
+    """`autoencoder`; `unguided` for a demasker without registers; `adapters` for what is merged into another model."""
     vocabulary: str
     """Fingerprint of the vocabulary that all parts share."""
     window: int
@@ -80,32 +83,62 @@ class Index:
 
 
 def resolve(name: str | Path) -> Path:
-    """The folder of a model: `bundled` (or `nano`), a path, or a hub id (its safetensors and JSON only)."""
+    """The folder of a model or of adapters.
+
+    Args:
+        name: `bundled` (or `nano`), a path, or a hub id, `org/name` or `org/name@REVISION` with a branch, a tag or a
+            commit. Of the hub only safetensors, JSON and text are fetched, into its cache, which does without the
+            network where HF_HUB_OFFLINE is set.
+
+    Raises:
+        CrocodilError: a home folder or a hub id that there is not.
+    """
     if str(name) in ("bundled", "nano"):
         return BUNDLED
     try:
         path = Path(name).expanduser()
     except RuntimeError:
         raise CrocodilError(f"no model {str(name)!r}: there is no such home folder; give a folder") from None
-    if path.exists() or str(name).count("/") != 1 or str(name).startswith((".", "~", "/")):
+    repository, at, revision = str(name).partition("@")
+    if path.exists() or repository.count("/") != 1 or repository.startswith((".", "~", "/")):
         return path
+    if at and not revision:
+        raise CrocodilError(
+            f"no model {str(name)!r}: no revision behind the @; give a branch, a tag or a commit"
+        )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.md", "*.txt"]))
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=["*.json", "*.safetensors", "*.md", "*.txt"],
+            )
+        )
+    except Exception as error:  # the hub's client and its HTTP library raise what they like
         raise CrocodilError(
-            f"no model {name!r}: not a folder here, and not to be had from the hub ({type(error).__name__}); "
+            f"no model {str(name)!r}: not a folder here, and not to be had from the hub ({type(error).__name__}); "
             "give a folder, or leave it out for the bundled nano model"
         ) from None
 
 
-def save_unguided(folder: Path, llada: LLaDA, vocabulary: Vocabulary) -> None:
+def pinned(name: str) -> str:
+    """A name that goes on meaning what it means now: a hub id with the commit that it led to."""
+    repository, folder = name.partition("@")[0], resolve(name)
+    of_hub = folder.parts[-3:-1] == (f"models--{repository.replace('/', '--')}", "snapshots")
+    return f"{repository}@{folder.name}" if of_hub else name
+
+
+def save_unguided(
+    folder: Path, llada: LLaDA, vocabulary: Vocabulary, dtype: torch.dtype | None = None
+) -> None:
     """Write a demasker without registers into an empty folder (a temporary one that is published as a whole)."""
-    save_llada(llada, folder / "demasker")
+    save_llada(llada, folder / "demasker", dtype=dtype)
     vocabulary.save(folder / "tokenizer")
-    _write_index(folder, Index("unguided", vocabulary.fingerprint, llada.config.max_sequence_length))
+    write_json(
+        folder / INDEX, asdict(Index("unguided", vocabulary.fingerprint, llada.config.max_sequence_length))
+    )
 
 
 def save_autoencoder(
@@ -123,19 +156,35 @@ def save_autoencoder(
         dtype: of the weights on disk; None keeps the model's.
         trained: how it was made, for the record: written to training.json.
     """
-    encoder, demasker = autoencoder.encoder, autoencoder.demasker
-    save_llada(demasker.llada, folder / "demasker", dtype=dtype)
-    _save_extra({"boundaries": demasker.boundaries, "projection.weight": demasker.projection.weight},
-                folder / "demasker" / "guide.safetensors", dtype)  # fmt: skip
-    _save_encoder(encoder, folder / "encoder", vocabulary, window, dtype)
+    save_llada(autoencoder.demasker.llada, folder / "demasker", dtype=dtype)
+    _save_encoder(autoencoder.encoder, folder / "encoder", vocabulary, window, dtype)
+    save_registers(folder, autoencoder, dtype)
     vocabulary.save(folder / "tokenizer")
     if trained is not None:
         (folder / "training.json").write_text(
             json.dumps(trained, indent=2, default=str) + "\n", encoding="utf-8"
         )
     (folder / "README.md").write_text(_card(autoencoder, vocabulary, window, trained or {}), encoding="utf-8")
-    index = Index(
-        "autoencoder",
+    write_json(folder / INDEX, asdict(index_of("autoencoder", autoencoder, vocabulary, window)))
+
+
+def save_registers(folder: Path, autoencoder: Autoencoder, dtype: torch.dtype | None = None) -> None:
+    """Write what encoder and demasker have beyond their backbones: START, END and P, suffix and norm."""
+    from safetensors.torch import save_file
+
+    for file, tensors in _beyond(autoencoder).items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        save_file(
+            {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in tensors.items()},
+            folder / file,
+        )
+
+
+def index_of(kind: str, autoencoder: Autoencoder, vocabulary: Vocabulary, window: int) -> Index:
+    """What is to be known of a model beside its weights."""
+    encoder, demasker = autoencoder.encoder, autoencoder.demasker
+    return Index(
+        kind,
         vocabulary.fingerprint,
         window,
         encoder.K,
@@ -145,7 +194,18 @@ def save_autoencoder(
         encoder.scale,
         encoder.suffix_from,
     )
-    _write_index(folder, index)
+
+
+def _beyond(autoencoder: Autoencoder) -> dict[Path, dict[str, torch.Tensor]]:
+    encoder, demasker = autoencoder.encoder, autoencoder.demasker
+    registers: dict[str, torch.Tensor] = {"suffix": encoder.suffix}
+    if encoder.norm is not None:
+        registers |= {"norm.weight": encoder.norm.weight, "norm.bias": encoder.norm.bias}
+    guide: dict[str, torch.Tensor] = {
+        "boundaries": demasker.boundaries,
+        "projection.weight": demasker.projection.weight,
+    }
+    return {GUIDE: guide, REGISTERS: registers}
 
 
 def _card(autoencoder: Autoencoder, vocabulary: Vocabulary, window: int, trained: Mapping[str, Any]) -> str:
@@ -157,6 +217,12 @@ def _card(autoencoder: Autoencoder, vocabulary: Vocabulary, window: int, trained
     if {"recipe", "steps"} <= trained.keys():
         made = f"`recipes/{trained['recipe']}.py`, {trained['steps']:,} optimiser steps"
         how = f"{made}; every setting is in `training.json`."
+    if "adapters" in trained:
+        origin = trained["adapters"]
+        names = " with ".join(
+            f"`{origin[part]}`" for part in ("model", "demasker", "encoder") if origin[part]
+        )
+        how += f" Trained as adapters on {names}, and merged."
     return f"""---
 library_name: crocodil
 license: apache-2.0
@@ -197,6 +263,16 @@ def read_index(folder: Path) -> Index:
             f"{folder} holds no crocodil model ({INDEX} is missing); give a folder that `export` wrote"
         )
     values = read_json(file)
+    if values.get("kind") == "adapters":
+        raise CrocodilError(
+            f"{folder} holds adapters, not a whole model: load the model they were trained on with adapters={folder}, "
+            f"or merge them: crocodil export {folder} --out FOLDER"
+        )
+    return check_index(values, file)
+
+
+def check_index(values: Mapping[str, Any], file: Path) -> Index:
+    """The values of a config.json as an Index, if they are possible."""
     known = {f.name for f in dataclasses.fields(Index)}
     unknown = sorted(set(values) - known)
     if unknown:
@@ -205,11 +281,12 @@ def read_index(folder: Path) -> Index:
         raise CrocodilError(
             f"{file}: format {values.get('format')!r}, this version of crocodil reads {FORMAT}"
         )
-    wanted = {"kind", "vocabulary", "window"} | (_GUIDED if values.get("kind") == "autoencoder" else set())
+    guided = values.get("kind") != "unguided"
+    wanted = {"kind", "vocabulary", "window"} | (_GUIDED if guided else set())
     if missing := sorted(wanted - values.keys()):
         raise CrocodilError(f"{file} lacks {missing[0]!r}; copy the model again")
     pairs = values.get("local_pairs", [])
-    index = Index(**values | {"local_pairs": tuple(pairs) if isinstance(pairs, list) else (pairs,)})
+    index = Index(**{**values, "local_pairs": tuple(pairs) if isinstance(pairs, list) else (pairs,)})
     for name, choices in _CHOICES.items():
         if getattr(index, name) not in choices:
             raise CrocodilError(
@@ -223,50 +300,82 @@ def read_index(folder: Path) -> Index:
             f"{file}: window, K, D, suffix_from and local_pairs must be whole numbers below 2^31; "
             "copy the model again"
         )
-    if index.kind == "autoencoder":
+    if guided:
         with _blaming(file):
             check_count(index.K)
     return index
 
 
 def load_autoencoder(
-    name: str | Path, noise: RegisterNoise | None = None, device: torch.device | str = "cpu"
+    name: str | Path,
+    noise: RegisterNoise | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
 ) -> tuple[Autoencoder, Vocabulary]:
-    """A trained model in float32 and its vocabulary; every tensor is accounted for."""
+    """A trained model and its vocabulary; every tensor is accounted for.
+
+    Args:
+        dtype: of the demasker's weights, which are most of a model; None keeps those on disk. The encoder's are
+            float32 (its fingerprint is taken of them); `crocodil.model.load` converts them.
+    """
     folder = resolve(name)
     index = read_index(folder)
     if index.kind != "autoencoder":
         raise CrocodilError(
             f"{folder} is a demasker without registers; train_demasker.py makes an autoencoder of it"
         )
-    llada = load_llada(folder / "demasker", dtype=torch.float32, device=device)
-    vocabulary = _vocabulary(folder, index, llada)
+    llada, vocabulary, backbone = open_backbones(folder, dtype, device)
+    return assemble(folder, index, llada, backbone, vocabulary, noise, device), vocabulary
+
+
+def open_backbones(
+    folder: Path, dtype: torch.dtype | None, device: torch.device | str = "cpu"
+) -> tuple[LLaDA, Vocabulary, Qwen3Model]:
+    """LLaDA, vocabulary and Qwen3 (float32) of a model folder, without what has to do with registers."""
+    llada = load_llada(folder / "demasker", dtype, device)
+    vocabulary = _vocabulary(folder, read_index(folder), llada)
+    return llada, vocabulary, _load_backbone(folder / "encoder")
+
+
+def assemble(
+    folder: Path,
+    index: Index,
+    llada: LLaDA,
+    backbone: Qwen3Model,
+    vocabulary: Vocabulary,
+    noise: RegisterNoise | None = None,
+    device: torch.device | str = "cpu",
+) -> Autoencoder:
+    """An autoencoder around its two backbones; what is beyond them comes from `folder`."""
     guide = GuideConfig(index.K, index.D, index.layout, index.local_pairs)  # type: ignore[arg-type]
     with _blaming(folder / INDEX):
         demasker = GuidedDemasker(llada, guide)
-    _load_extra(
-        folder / "demasker" / "guide.safetensors",
-        {"boundaries": demasker.boundaries, "projection.weight": demasker.projection.weight},
-    )
-    backbone = _load_backbone(folder / "encoder")
     with _blaming(folder / "encoder"):
         encoder = RegisterEncoder(backbone, index.K, vocabulary.eos_id, index.scale, index.suffix_from)  # type: ignore[arg-type]
-    extra = {"suffix": encoder.suffix}
-    if encoder.norm is not None:
-        extra |= {"norm.weight": encoder.norm.weight, "norm.bias": encoder.norm.bias}
-    _load_extra(folder / "encoder" / "registers.safetensors", extra)
+    autoencoder = Autoencoder(encoder, demasker, noise)
+    for file, parameters in _beyond(autoencoder).items():
+        tensors = read_matching(folder / file, parameters)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[name])
     if encoder.D != index.D or encoder.backbone.config.vocab_size < vocabulary.size:
         raise CrocodilError(f"{folder}: encoder and demasker do not belong together; copy the model again")
-    return Autoencoder(encoder, demasker, noise).to(device), vocabulary
+    return autoencoder.to(device)
 
 
-def open_demasker(path: str | Path) -> tuple[LLaDA, Vocabulary]:
-    """An unguided demasker in float32: an export of train_base.py, or a LLaDA checkpoint folder with its tokenizer."""
+def open_demasker(
+    path: str | Path, dtype: torch.dtype | None = torch.float32, mapped: bool = False
+) -> tuple[LLaDA, Vocabulary]:
+    """An unguided demasker: an export of train_base.py, or a LLaDA checkpoint folder with its tokenizer.
+
+    Args:
+        mapped: see `load_llada`.
+    """
     folder = resolve(path)
     if (folder / "demasker").is_dir():
-        llada = load_llada(folder / "demasker", dtype=torch.float32)
+        llada = load_llada(folder / "demasker", dtype, mapped=mapped)
         return llada, _vocabulary(folder, read_index(folder), llada)
-    llada = load_llada(folder, dtype=torch.float32)
+    llada = load_llada(folder, dtype, mapped=mapped)
     config = llada.config
     return llada, Vocabulary.load(
         folder, eos_id=config.eos_token_id, mask_id=config.mask_token_id, size=config.vocab_size
@@ -300,12 +409,8 @@ def _save_encoder(
     kept = dtype or backbone.dtype
     config = {key: value for key, value in backbone.config.to_dict().items() if key in _WRITTEN}
     config |= {"architectures": ["Qwen3Model"], "dtype": str(kept).removeprefix("torch.")}
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     save_tensors(backbone.state_dict(), folder, dtype=dtype)
-    extra = {"suffix": encoder.suffix}
-    if encoder.norm is not None:
-        extra |= {"norm.weight": encoder.norm.weight, "norm.bias": encoder.norm.bias}
-    _save_extra(extra, folder / "registers.safetensors", dtype)
     # the summary register is the state at EOS, so the tokenizer appends it, as Qwen3-Embedding's does
     vocabulary.save(folder)
     tokenizer = Tokenizer.from_str(vocabulary.tokenizer.to_str())
@@ -314,7 +419,7 @@ def _save_encoder(
         single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, vocabulary.eos_id)]
     )
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
-    _write_json(
+    write_json(
         folder / "modules.json",
         [
             {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -323,7 +428,7 @@ def _save_encoder(
         ],
     )
     (folder / "1_Pooling").mkdir()
-    _write_json(
+    write_json(
         folder / "1_Pooling" / "config.json",
         {
             "word_embedding_dimension": encoder.D,
@@ -338,7 +443,7 @@ def _save_encoder(
     )
     (folder / "2_Normalize").mkdir()
     (folder / "2_Normalize" / ".keep").touch()
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": window, "do_lower_case": False})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": window, "do_lower_case": False})
 
 
 def _load_backbone(folder: Path) -> Qwen3Model:
@@ -365,21 +470,6 @@ def _load_backbone(folder: Path) -> Qwen3Model:
     return backbone
 
 
-def _save_extra(tensors: Mapping[str, torch.Tensor], file: Path, dtype: torch.dtype | None) -> None:
-    from safetensors.torch import save_file
-
-    save_file(
-        {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in tensors.items()}, file
-    )
-
-
-def _load_extra(file: Path, parameters: Mapping[str, torch.Tensor]) -> None:
-    tensors = read_matching(file, parameters)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-
-
 @contextmanager
 def _blaming(file: Path) -> Iterator[None]:
     """Whatever cannot be built of what `file` says names it in one line; torch and transformers raise what they like."""
@@ -392,9 +482,5 @@ def _blaming(file: Path) -> Iterator[None]:
         raise CrocodilError(f"{file}: no model can be built of it ({reason}); copy the model again") from None
 
 
-def _write_index(folder: Path, index: Index) -> None:
-    _write_json(folder / INDEX, asdict(index))
-
-
-def _write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ import torch
 
 from crocodil.attention import Segments
 from crocodil.autoencoder import Autoencoder
-from crocodil.bundle import load_autoencoder, read_index, resolve
+from crocodil.bundle import DTYPES, load_autoencoder, read_index, resolve
 from crocodil.denoiser.weights import Denoisers, open_denoisers
 from crocodil.errors import CrocodilError
 from crocodil.registers.registers import Registers
@@ -317,18 +317,28 @@ def load(
     path_or_repo: str | Path = "bundled",
     device: str | torch.device | None = None,
     denoisers: Sequence[str | Path] = (),
+    adapters: str | Path | None = None,
+    dtype: str | None = None,
 ) -> Model:
     """Load a model: `bundled` (the nano model that comes with the package), a folder, or a hub id.
 
     Args:
+        path_or_repo: a hub id may name a branch, a tag or a commit: `org/name@REVISION`.
         device: a GPU where there is one, if left out.
         denoisers: exports of train_denoiser.py, each in place of the one of its kind in the model's own `denoiser/`.
+        adapters: a folder or hub id of LoRA adapters that were trained on this model; they are merged into it.
+        dtype: of the weights in memory, `float32` (if left out), `bfloat16` or `float16`. Registers are float32 with
+            any, and the fingerprint is that of the weights on disk.
 
     Raises:
         CrocodilError: the model is missing, damaged, or its parts do not belong together.
     """
     if not isinstance(path_or_repo, str | Path):
         raise CrocodilError(f"a model is a name or a folder, not {path_or_repo!r}")
+    if adapters is not None and not isinstance(adapters, str | Path):
+        raise CrocodilError(f"adapters are one name or folder, not {adapters!r}")
+    if dtype is not None and dtype not in DTYPES:
+        raise CrocodilError(f"dtype = {dtype!r}: it is one of {', '.join(DTYPES)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(1, device=device)
@@ -336,12 +346,26 @@ def load(
         raise CrocodilError(
             f"no device {device!r} here ({str(error).splitlines()[0]}); leave it out"
         ) from None
-    folder = resolve(path_or_repo)
-    autoencoder, vocabulary = load_autoencoder(folder, device=device)
     if isinstance(denoisers, str | Path):
         raise CrocodilError(f"denoisers is a list of folders, as [{str(denoisers)!r}], not one name")
+    wanted = DTYPES[dtype or "float32"]
+    if adapters is None:
+        folder = resolve(path_or_repo)
+        autoencoder, vocabulary = load_autoencoder(folder, device=device, dtype=wanted)
+        window = read_index(folder).window
+    else:
+        from crocodil.adapters import load_adapted
+
+        autoencoder, vocabulary, found = load_adapted(adapters, path_or_repo, device=device, dtype=wanted)
+        # another encoder than the base's, so the base's denoisers are none of its own
+        folder, window = found.folder, found.index.window
     own, given = sorted((folder / "denoiser").glob("[!.]*/")), [Path(name) for name in denoisers]
-    return Model(autoencoder, vocabulary, read_index(folder).window, str(path_or_repo), own, given)
+    model = Model(autoencoder, vocabulary, window, str(path_or_repo), own, given)
+    if wanted != torch.float32:
+        _ = model.fingerprint  # before the encoder is rounded: registers are whose they were
+        for parameter in autoencoder.encoder.parameters():  # and not its rotary angles
+            parameter.data = parameter.data.to(wanted)
+    return model
 
 
 def _several(texts: str | Sequence[str]) -> list[str]:

@@ -181,6 +181,17 @@ def read_tensors(
     return tensors
 
 
+def map_tensors(folder: Path, stored: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
+    """The tensors as views of their files, on the CPU: nothing is read before it is touched, and what is read is shared
+    with other processes. Writing into them changes no file."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted({entry.file for entry in stored.values()}):
+        with _opened(folder / file) as opened:
+            for name in (name for name, entry in stored.items() if entry.file == file):
+                tensors[name] = opened.get_tensor(name)
+    return tensors
+
+
 def read_matching(
     path: Path, parameters: Mapping[str, torch.Tensor], device: torch.device | str = "cpu"
 ) -> dict[str, torch.Tensor]:

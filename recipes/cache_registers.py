@@ -24,6 +24,7 @@ from crocodil.text.windows import Windows
 from crocodil.training.accelerators import accelerator, leave
 from crocodil.training.config import parse_arguments
 from crocodil.training.limits import require_at_least
+from crocodil.training.loop import LoopConfig
 from crocodil.training.ranks import gather
 from crocodil.training.run_lock import run_lock
 
@@ -63,7 +64,7 @@ class CacheRecipe:
 
 def main() -> None:
     config = parse_arguments(CacheRecipe, None, __doc__ or "").config
-    ranks = accelerator(config.out, "no", None)
+    ranks = accelerator(LoopConfig(run=config.out, precision="no", timeout=0))
     with nullcontext() if config.dry_run else run_lock(Path(config.out)):
         cache(config, ranks)
     leave(ranks)

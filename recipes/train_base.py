@@ -8,9 +8,8 @@ The loss is LLaDA's: mask every token with probability t, predict the masked one
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -28,21 +27,21 @@ from crocodil.text.data import DataConfig, load_split, windows_of
 from crocodil.text.vocabulary import Vocabulary, train_bpe
 from crocodil.text.windows import Sample, pack
 from crocodil.training.accelerators import accelerator, leave
-from crocodil.training.checkpoints import checkpoint_name, prune, publishing
-from crocodil.training.config import flat, parse_arguments, save_config
+from crocodil.training.ahead import ahead
+from crocodil.training.config import parse_arguments
 from crocodil.training.deal import deal
 from crocodil.training.engine import Engine
-from crocodil.training.limits import check_batch, check_loop, check_rows, require_at_least
-from crocodil.training.log import MetricsLog, Progress
-from crocodil.training.optimisation import OptimiserConfig
+from crocodil.training.limits import check_batch, check_rows, require_at_least
+from crocodil.training.loop import LoopConfig
 from crocodil.training.randomness import generator
-from crocodil.training.ranks import gather, total
+from crocodil.training.ranks import total
+from crocodil.training.run import Run, require_room
 from crocodil.training.run_lock import run_lock
-from crocodil.training.signals import StopRequest
 from crocodil.training.start import find_start
-from crocodil.training.throughput import Throughput, peak_flops
 
 VALIDATION_LEVELS = (0.1, 0.5, 0.9)
+WEIGHTS = ("start",)
+"""A resumed run has its weights from the checkpoint, so it does not matter where they came from."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class DemaskerShape:
 
 
 @dataclass(frozen=True)
-class BaseRecipe:
+class BaseRecipe(LoopConfig):
     """Everything that says what is trained. Where it runs is said in launch/."""
 
     run: str = "runs/base"
@@ -76,41 +75,28 @@ class BaseRecipe:
     shape: DemaskerShape = field(default_factory=DemaskerShape)
     data: DataConfig = field(default_factory=DataConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    steps: int = 1000
-    batch_size: int = 512
-    """Texts of a global batch, over all ranks and micro-batches."""
     row_tokens: int = 16384
     """Tokens of a micro-batch: whole texts are packed into rows of at most this many."""
-    ema: float = 0.0
-    precision: Literal["auto", "bf16", "no"] = "auto"
-    """`auto` is bf16 on a GPU that has it, `no` is float32."""
     recompute: bool = False
     """Activation checkpointing, block by block."""
-    seed: int = 0
-    log_every: int = 20
-    validate_every: int = 500
-    validation_texts: int = 64
-    save_every: int = 500
-    keep: int = 2
-    tracker: Literal["tensorboard", "wandb"] | None = None
-    """`tensorboard` or `wandb`, through accelerate; metrics.jsonl is always written."""
+    prefetch: bool = True
+    """Prepare the texts of the next step while this one computes."""
 
     def __post_init__(self) -> None:
-        check_loop(self)
+        super().__post_init__()
         check_rows(self)
 
 
 def main() -> None:
     arguments = parse_arguments(BaseRecipe, None, __doc__ or "")
-    config, run = arguments.config, Path(arguments.config.run)
-    ranks = accelerator(config.run, config.precision, config.tracker)
-    with run_lock(run):
-        train(config, run, ranks, arguments.resume)
+    config = arguments.config
+    ranks = accelerator(config)
+    with run_lock(Path(config.run)):
+        train(config, ranks, arguments.resume)
     leave(ranks)
 
 
-def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:
+def train(config: BaseRecipe, ranks: Accelerator, resume: str | None) -> None:
     torch.manual_seed(config.seed)
 
     check_batch(config.batch_size, ranks.num_processes)
@@ -128,81 +114,58 @@ def train(config: BaseRecipe, run: Path, ranks: Accelerator, resume: str | None)
     windows, held_out = windows_of(parts, vocabulary, config.data, config.seed)
     del parts
 
-    # Engine, and where it goes on.
-    corpus = windows.tokens.digest
-    start = find_start(run, resume, corpus)
-    engine = Engine(ranks, UnguidedDemasker(model), config.optimiser, config.steps, ema=config.ema)
-    if start.checkpoint is not None:
-        engine.load(start.checkpoint)
-    if ranks.is_main_process:
-        run.mkdir(parents=True, exist_ok=True)
-        save_config(config, run / "config.yaml")
-    if config.tracker:
-        ranks.init_trackers("crocodil", config=flat(config))
-
     corruption = Corruption(masking=config.masking)
     steps_per_epoch = windows.batches(config.batch_size)
     validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]
-    log = MetricsLog(run, start.step)
-    peak = peak_flops(ranks.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    throughput = Throughput(peak * ranks.num_processes)
+    order = lru_cache(maxsize=2)(windows.order)
 
-    with StopRequest() as stop, Progress(config.steps, start.step) as progress:
-        progress.say(f"{len(windows):,} training windows, {len(held_out):,} held out, from step {start.step}")
-        for step in range(start.step, config.steps):
-            # 1. The texts of this step, the same whatever the ranks: a pure function of (seed, step).
-            epoch, batch = divmod(step, steps_per_epoch)
-            order = windows.order(epoch) if batch == 0 or step == start.step else order  # noqa: F821
-            chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
-            samples = [windows.sample(int(i), epoch) for i in chosen]
-            rows = deal(pack([s.length for s in samples], config.row_tokens), ranks.num_processes)
+    # What a step learns from, the same whatever the ranks: a pure function of (seed, step).
+    def prepare(step: int) -> tuple[list[int], list[MaskedTexts]]:
+        # 1. The texts, packed into rows and dealt out.
+        epoch, batch = divmod(step, steps_per_epoch)
+        chosen = order(epoch)[batch * config.batch_size : (batch + 1) * config.batch_size]
+        samples = [windows.sample(int(i), epoch) for i in chosen]
+        rows = deal(pack([s.length for s in samples], config.row_tokens), ranks.num_processes)
 
-            # 2. Corrupt this rank's share, forward and backward.
-            draw = partial(generator, config.seed, epoch)
-            batches = [
-                corrupt([samples[i] for i in row], vocabulary, draw, corruption, K=0, D=0).texts
-                for row in rows[ranks.process_index]
-            ]
+        # 2. Corrupt this rank's share.
+        draw = partial(generator, config.seed, epoch)
+        return [s.id for s in samples], [
+            corrupt([samples[i] for i in row], vocabulary, draw, corruption, K=0, D=0).texts
+            for row in rows[ranks.process_index]
+        ]
+
+    # Engine, and where it goes on.
+    start = find_start(config, resume, windows.tokens.digest, WEIGHTS)
+    engine = Engine(ranks, UnguidedDemasker(model), config.optimiser, config.steps, ema=config.ema)
+    if start.checkpoint is not None:
+        engine.load(start.checkpoint)
+    with Run(config, ranks, start, windows.tokens.digest) as run:
+        require_room(config, engine)
+        run.say(f"{len(windows):,} training windows, {len(held_out):,} held out, from step {start.step}")
+        for step, (ids, batches) in ahead(prepare, range(start.step, config.steps), config.prefetch):
+            run.beat(step, "forward and backward")
             summed = torch.zeros((), dtype=torch.float64, device=ranks.device)
-            for losses in engine.accumulate(batches, config.batch_size, step):
+            for losses in engine.accumulate(batches, config.batch_size, step, run.guard.ceiling):
                 summed += losses.total.detach()
 
             # 3. Step.
-            norm = engine.update()
-            loss, tokens, flops = total([float(summed), *cost(model.config, batches)], ranks.device)
-            throughput.add(int(tokens), flops)
+            run.beat(step, "update")
+            update = engine.update()
+            loss, *work = total([float(summed), *cost(model.config, batches)], ranks.device)
 
             # 4. Tell.
-            done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
-                interval = throughput.interval()
-                values = {"loss": loss / config.batch_size, "grad_norm": norm, "lr": engine.rate}
-                speed = {"tokens_per_second": interval.tokens_per_second, "mfu": interval.mfu}
-                log.write(done, {**values, **speed})
-                progress.report(done, values, interval)
-                if config.tracker:
-                    ranks.log({**values, **speed}, step=done)
+            step += 1
+            run.did(step, {"loss": loss / config.batch_size}, update, engine, work, ids)
 
             # 5. Validate by masking level.
-            if done % config.validate_every == 0 or done == config.steps:
-                with throughput.paused(), engine.averaged() as module:
-                    values = validate(module, validation, vocabulary, config)
-                log.write(done, values)
-                progress.say("  ".join(f"{k} {v:.3f}" for k, v in values.items()))
+            if run.due(step, config.validate_every):
+                with run.aside(step, "validation"), engine.averaged() as module:
+                    run.measured(step, validate(module, validation, vocabulary, config))
 
             # 6. Save.
-            asked = any(gather(stop.requested))
-            if done % config.save_every == 0 or done == config.steps or asked:
-                with throughput.paused(), publishing(run, checkpoint_name(done)) as directory:
-                    engine.save(directory, done, 0, corpus)
-                prune(run, config.keep)
-            if asked:
-                progress.say(f"stopped after step {done}; the same command with --resume goes on")
+            if run.save(engine, step):
                 return
-        with engine.whole() as module, publishing(run, "export", replace=True) as directory:
-            if ranks.is_main_process:
-                save_unguided(directory, module.llada, vocabulary)
-        progress.say(f"exported to {run / 'export'}")
+        run.export(engine, lambda out, module: save_unguided(out, module.llada, vocabulary))
 
 
 def cost(config: LLaDAConfig, batches: list[MaskedTexts]) -> tuple[int, float]:

@@ -2,304 +2,179 @@
 
     accelerate launch recipes/train_demasker.py --config recipes/configs/nano.yaml
 
-Ctrl-C saves a checkpoint; the same command with --resume goes on from it.
+What can be set is in `crocodil/joint.py`. Ctrl-C saves a checkpoint; the same command with --resume goes on from it.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+import json
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 
-from crocodil.autoencoder import Autoencoder, Batch, Corruption, at_level, corrupt
-from crocodil.bundle import load_autoencoder, open_demasker, save_autoencoder
-from crocodil.demasker.guided import GuideConfig, GuidedDemasker, Layout
+from crocodil import adapters
+from crocodil.attention import Segments
+from crocodil.autoencoder import Autoencoder, Batch, at_level, corrupt
+from crocodil.bundle import save_autoencoder
 from crocodil.demasker.loss import Losses
-from crocodil.errors import CrocodilError, one_line_errors
+from crocodil.errors import one_line_errors
+from crocodil.export import export
+from crocodil.joint import DemaskerRecipe, as_built, build, compile_blocks, family
 from crocodil.metrics.cost import demasker_flops, encoder_flops
 from crocodil.metrics.likelihood import score_levels
-from crocodil.registers.encoder import Scale, fresh_encoder
-from crocodil.registers.geometry import RegisterNoise, check_count
-from crocodil.registers.released import open_encoder
-from crocodil.text.data import DataConfig, load_split, windows_of
+from crocodil.metrics.reconstruction import cer
+from crocodil.registers.geometry import RegisterNoise
+from crocodil.sampler.demask import demask
+from crocodil.text.data import load_split, windows_of
 from crocodil.text.vocabulary import Vocabulary
 from crocodil.text.windows import Sample, pack
 from crocodil.training.accelerators import accelerator, leave
-from crocodil.training.checkpoints import checkpoint_name, prune, publishing
-from crocodil.training.config import flat, parse_arguments, save_config
+from crocodil.training.ahead import ahead
+from crocodil.training.config import parse_arguments
 from crocodil.training.deal import deal
 from crocodil.training.engine import Engine
-from crocodil.training.limits import check_batch, check_loop, check_rows, require_at_least
-from crocodil.training.log import MetricsLog, Progress
-from crocodil.training.optimisation import OptimiserConfig
+from crocodil.training.limits import check_batch
+from crocodil.training.placement import is_taken_apart
 from crocodil.training.randomness import generator
-from crocodil.training.ranks import gather, total
+from crocodil.training.ranks import total
+from crocodil.training.run import Run, require_room
 from crocodil.training.run_lock import run_lock
-from crocodil.training.signals import StopRequest
-from crocodil.training.start import Start, find_start
-from crocodil.training.throughput import Throughput, peak_flops
+from crocodil.training.start import find_start
 
 VALIDATION_LEVELS = (0.5, 1.0)
-
-
-@dataclass(frozen=True)
-class EncoderShape:
-    """Sizes of an encoder that is trained from scratch; a Qwen3 otherwise."""
-
-    hidden_size: int = 192
-    num_hidden_layers: int = 3
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 4
-    intermediate_size: int = 576
-    rope_theta: float = 1000.0
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, *(f.name for f in fields(self)), section="encoder_shape.")
-        heads, groups = self.num_attention_heads, self.num_key_value_heads
-        # rotary positions turn pairs of a head's channels
-        if self.hidden_size % (2 * heads) or heads % groups:
-            raise CrocodilError(
-                f"encoder_shape: hidden_size {self.hidden_size} must be a multiple of 2 · num_attention_heads {heads}, "
-                f"and that of num_key_value_heads {groups}"
-            )
-
-
-@dataclass(frozen=True)
-class DemaskerRecipe:
-    """Everything that says what is trained. Where it runs is said in launch/."""
-
-    run: str = "runs/demasker"
-    """Folder of checkpoints, metrics and the export."""
-    demasker: str = "runs/base/export"
-    """The unguided demasker: an export of train_base.py, or a LLaDA checkpoint folder with its tokenizer."""
-    encoder: str | None = None
-    """A Qwen3-Embedding folder or hub id; its table is re-embedded for the demasker's vocabulary. Without it an
-    encoder of `encoder_shape` is trained from scratch."""
-    start: str | None = None
-    """A trained model to go on from (weights only), `bundled` for the shipped one. It replaces the two above and the
-    fields from `encoder_shape` to `suffix_from` below: those are ignored, and training.json has the model's own."""
-    grow_to: int | None = None
-    """More registers than the model at `start` has, a power of two."""
-    encoder_shape: EncoderShape = field(default_factory=EncoderShape)
-    K: int = 128
-    """Registers, a power of two."""
-    layout: Layout = "anchored"
-    local_pairs: tuple[int, ...] | None = None
-    scale: Scale = "sqrt_d"
-    suffix_from: int | None = None
-    """RoPE position of the second register whatever the text's length, so that registers look back over the same
-    distances; the longest window less 1 is a good one. None numbers on after the text, as Qwen3 does."""
-    data: DataConfig = field(default_factory=DataConfig)
-    corruption: Corruption = field(default_factory=Corruption)
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    noise_from: int = 0
-    """Registers are exact before this step: a small model finds them sooner (docs/experiments.md). 0 is the paper."""
-    encoder_steps: int = 4000
-    """Optimiser steps of the first stage, in which LLaDA's own weights are frozen."""
-    steps: int = 70_000
-    """Optimiser steps of all stages; 3 epochs of 12 M programs at 512 a step."""
-    batch_size: int = 512
-    """Texts of a global batch, over all ranks and micro-batches."""
-    row_tokens: int = 16384
-    """Window tokens of a micro-batch: whole texts are packed into rows of at most this many."""
-    ema: float = 0.0
-    precision: Literal["auto", "bf16", "no"] = "auto"
-    """`auto` is bf16 on a GPU that has it, `no` is float32."""
-    recompute: bool = False
-    """Activation checkpointing, block by block."""
-    export_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    seed: int = 0
-    log_every: int = 20
-    validate_every: int = 500
-    validation_texts: int = 64
-    save_every: int = 500
-    keep: int = 2
-    tracker: Literal["tensorboard", "wandb"] | None = None
-    """`tensorboard` or `wandb`, through accelerate; metrics.jsonl is always written."""
-
-    def __post_init__(self) -> None:
-        check_loop(self)
-        check_rows(self)
-        require_at_least(0, self, "noise_from", "encoder_steps")
-        check_count(self.K)
-        if self.suffix_from is not None:
-            require_at_least(1, self, "suffix_from")
+WEIGHTS = ("demasker", "encoder", "start")
+"""A resumed run has its weights from the checkpoint, so it does not matter where they came from."""
 
 
 def main() -> None:
     arguments = parse_arguments(DemaskerRecipe, None, __doc__ or "")
     config = arguments.config
-    ranks = accelerator(config.run, config.precision, config.tracker)
+    ranks = accelerator(config)
     with run_lock(Path(config.run)):
-        train(config, Path(config.run), ranks, arguments.resume)
+        train(config, ranks, arguments.resume)
     leave(ranks)
 
 
-def train(config: DemaskerRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:
+def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> None:
     torch.manual_seed(config.seed)
 
     check_batch(config.batch_size, ranks.num_processes)
 
     # Model and texts.
-    module, vocabulary = build(config)
+    module, vocabulary = build(config, mapped=is_taken_apart(ranks))
+    base = None
+    if config.lora is not None:
+        given = (
+            {"model": config.start}
+            if config.start
+            else {"demasker": config.demasker, "encoder": config.encoder}
+        )
+        base = adapters.base_of(module, **given) if ranks.is_main_process else None
+        adapters.inject(module, config.lora, config.seed)
+    is_fixed = (lambda name: not adapters.trainable(name)) if config.lora else (lambda name: False)
     record = as_built(config, module)
     llada, K, D = module.demasker.llada, module.encoder.K, module.encoder.D
     llada.recompute = config.recompute
+    if config.compile:
+        compile_blocks(module)
     parts = load_split(config.data)
     windows, held_out = windows_of(parts, vocabulary, config.data, config.seed)
     del parts
     validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]
     steps_per_epoch = windows.batches(config.batch_size)
 
+    order = lru_cache(maxsize=2)(windows.order)
     exact = replace(config.corruption, register_noise=RegisterNoise(cosine=1.0))
 
-    # Where to go on.
-    corpus = windows.tokens.digest
-    start = find_start(run, resume, corpus)
-    step = start.step
-    if ranks.is_main_process:
-        run.mkdir(parents=True, exist_ok=True)
-        save_config(config, run / "config.yaml")
-    if config.tracker:
-        ranks.init_trackers("crocodil", config=flat(config))
-    log = MetricsLog(run, step)
-    peak = peak_flops(ranks.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    throughput = Throughput(peak * ranks.num_processes)
+    # What a step learns from, the same whatever the ranks: a pure function of (seed, step).
+    def prepare(step: int) -> tuple[list[int], list[Batch]]:
+        # 1. The texts, packed into rows and dealt out.
+        epoch, batch = divmod(step, steps_per_epoch)
+        chosen = order(epoch)[batch * config.batch_size : (batch + 1) * config.batch_size]
+        samples = [windows.sample(int(i), epoch) for i in chosen]
+        rows = deal(pack([s.length for s in samples], config.row_tokens), ranks.num_processes)
 
-    with StopRequest() as stop, Progress(config.steps, step) as progress:
-        progress.say(f"{len(windows):,} training windows, {len(held_out):,} held out, from step {step}")
+        # 2. Corrupt this rank's share: t, mask, k, noise.
+        draw = partial(generator, config.seed, epoch)
+        corruption = config.corruption if step >= config.noise_from else exact
+        return [s.id for s in samples], [
+            corrupt([samples[i] for i in row], vocabulary, draw, corruption, K, D)
+            for row in rows[ranks.process_index]
+        ]
+
+    start = find_start(config, resume, windows.tokens.digest, WEIGHTS)
+    with Run(config, ranks, start, windows.tokens.digest) as run:
+        run.say(f"{len(windows):,} training windows, {len(held_out):,} held out, from step {start.step}")
         stages = [
             (min(config.encoder_steps, config.steps), lambda name: family(name) == "guide"),
             (config.steps, lambda name: True),
         ]
-        for stage, (until, trainable) in enumerate(stages):
-            if step >= until and stage < len(stages) - 1:
+        for stage, (until, belongs) in enumerate(stages):
+            if run.start.step >= until and stage < len(stages) - 1:
                 continue
             # A stage is entered from a checkpoint, with an engine of its own (docs/training.md).
-            engine = Engine(ranks, module, config.optimiser, config.steps, trainable, config.ema, family)
-            if start.checkpoint is not None:
-                engine.load(start.checkpoint, stage_changed=stage != start.stage)
-            order, order_epoch = windows.order(step // steps_per_epoch), step // steps_per_epoch
+            run.beat(run.start.step, "building the engine")
+            engine = Engine(
+                ranks,
+                module,
+                config.optimiser,
+                config.steps,
+                trainable=lambda name, belongs=belongs: belongs(name) and not is_fixed(name),
+                ema=config.ema,
+                family=family,
+                fixed=is_fixed,
+            )
+            if run.start.checkpoint is not None:
+                engine.load(run.start.checkpoint, stage_changed=stage != run.start.stage)
+            require_room(config, engine)
 
-            while step < until:
-                # 1. The texts of this step, the same whatever the ranks: a pure function of (seed, step).
-                epoch, batch = divmod(step, steps_per_epoch)
-                if epoch != order_epoch:
-                    order, order_epoch = windows.order(epoch), epoch
-                chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
-                samples = [windows.sample(int(i), epoch) for i in chosen]
-                rows = deal(pack([s.length for s in samples], config.row_tokens), ranks.num_processes)
-
-                # 2. Corrupt this rank's share (t, mask, k, noise), forward, backward.
-                draw = partial(generator, config.seed, epoch)
-                corruption = config.corruption if step >= config.noise_from else exact
-                batches = [
-                    corrupt([samples[i] for i in row], vocabulary, draw, corruption, K, D)
-                    for row in rows[ranks.process_index]
-                ]
+            for step, (ids, batches) in ahead(prepare, range(run.start.step, until), config.prefetch):
+                run.beat(step, "forward and backward")
                 sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
-                for losses in engine.accumulate(batches, config.batch_size, step):
+                for losses in engine.accumulate(batches, config.batch_size, step, run.guard.ceiling):
                     sums += torch.stack([losses.total.detach(), losses.accuracy_B.sum()])
 
                 # 3. Step.
-                norm = engine.update()
-                step += 1
-                loss, top1, tokens, flops = total([*sums.tolist(), *cost(module, batches)], ranks.device)
-                throughput.add(int(tokens), flops)
+                run.beat(step, "update")
+                update = engine.update()
+                loss, top1, *work = total([*sums.tolist(), *cost(module, batches)], ranks.device)
 
                 # 4. Tell.
-                if step % config.log_every == 0 or step == until:
-                    interval = throughput.interval()
-                    values = {"loss": loss / config.batch_size, "top1": top1 / config.batch_size}
-                    values |= {"grad_norm": norm, "lr": engine.rate}
-                    speed = {"tokens_per_second": interval.tokens_per_second, "mfu": interval.mfu}
-                    log.write(step, {"stage": stage, **values, **speed})
-                    progress.report(step, values, interval)
-                    if config.tracker:
-                        ranks.log({**values, **speed}, step=step)
+                step += 1
+                values = {"stage": stage, "loss": loss / config.batch_size, "top1": top1 / config.batch_size}
+                run.did(step, values, update, engine, work, ids, always=step == until)
 
-                # 5. Validate by masking level.
-                if step % config.validate_every == 0 or step == config.steps:
-                    with throughput.paused(), engine.averaged() as averaged:
-                        values = validate(averaged, validation, vocabulary, config)
-                    log.write(step, values)
-                    progress.say("  ".join(f"{name} {value:.3f}" for name, value in values.items()))
+                # 5. Validate by masking level, and write a few texts through registers.
+                if run.due(step, config.validate_every):
+                    with run.aside(step, "validation"), engine.averaged() as averaged:
+                        run.measured(step, validate(averaged, validation, vocabulary, config))
+                if run.due(step, config.sample_every):
+                    with run.aside(step, "samples"), engine.whole() as averaged:
+                        if ranks.is_main_process:
+                            reconstruct(averaged, validation[: config.samples], vocabulary, config, step)
 
                 # 6. Save.
-                asked = any(gather(stop.requested))
-                if step % config.save_every == 0 or step == until or asked:
-                    with throughput.paused(), publishing(run, checkpoint_name(step)) as directory:
-                        engine.save(directory, step, stage, corpus)
-                    prune(run, config.keep)
-                    start = Start(run / checkpoint_name(step), step, stage)
-                if asked:
-                    progress.say(f"stopped after step {step}; the same command with --resume goes on")
+                if run.save(engine, step, stage, must=step == until):
                     return
-            if step < config.steps:
+            if until < config.steps:
                 engine.close()
 
-        with engine.whole() as averaged, publishing(run, "export", replace=True) as directory:
+        trained = {"recipe": "train_demasker", "steps": config.steps, "config": record}
+        window = max(config.data.lengths)
+        if base is None and config.lora is None:
+            dtype = getattr(torch, config.export_dtype)
+            run.export(engine, lambda out, m: save_autoencoder(out, m, vocabulary, window, dtype, trained))
+        else:
+            run.export(
+                engine,
+                lambda out, m: adapters.save_adapters(out, m, vocabulary, window, base, trained),
+                name="adapters",
+            )
             if ranks.is_main_process:
-                save_autoencoder(
-                    directory,
-                    averaged,
-                    vocabulary,
-                    window=max(config.data.lengths),
-                    dtype=getattr(torch, config.export_dtype),
-                    trained={"recipe": "train_demasker", "steps": step, "config": record},
-                )
-        progress.say(f"exported to {run / 'export'}")
-
-
-def family(name: str) -> str:
-    """LLaDA's own weights begin to train in the second stage; encoder, START, END and P in the first."""
-    return "llada" if name.startswith("demasker.llada.") else "guide"
-
-
-def build(config: DemaskerRecipe) -> tuple[Autoencoder, Vocabulary]:
-    """Encoder and demasker, released, trained before, or new."""
-    if config.start is not None:
-        module, vocabulary = load_autoencoder(config.start, noise=config.corruption.register_noise)
-        module.demasker.llada.allow(max(config.data.lengths))
-        if config.grow_to is not None:
-            module.grow(config.grow_to)
-        return module, vocabulary
-    if config.grow_to is not None:
-        raise CrocodilError("grow_to grows the model at start; a new one has as many registers as K says")
-    llada, vocabulary = open_demasker(config.demasker)
-    llada.allow(max(config.data.lengths))
-    if config.encoder is not None:
-        encoder = open_encoder(config.encoder, vocabulary, config.K, config.scale)
-    else:
-        encoder = fresh_encoder(
-            vocabulary.size, config.K, vocabulary.eos_id, config.scale, **asdict(config.encoder_shape)
-        )
-    encoder.suffix_from = config.suffix_from
-    guide = GuideConfig(config.K, encoder.D, config.layout, config.local_pairs)
-    return Autoencoder(
-        encoder, GuidedDemasker(llada, guide).initialise(), config.corruption.register_noise
-    ), vocabulary
-
-
-def as_built(config: DemaskerRecipe, module: Autoencoder) -> dict[str, Any]:
-    """The configuration for the record: the model's own values in place of what a model at `start` or `encoder`
-    came with."""
-    encoder, demasker = module.encoder, module.demasker
-    backbone = encoder.backbone.config
-    sizes = {f.name: getattr(backbone, f.name, None) for f in fields(EncoderShape)}
-    record = asdict(config) | {
-        "encoder_shape": sizes | {"rope_theta": backbone.rope_parameters["rope_theta"]},
-        "K": encoder.K,
-        "layout": demasker.config.layout,
-        "local_pairs": demasker.local_pairs,
-        "scale": encoder.scale,
-        "suffix_from": encoder.suffix_from,
-    }
-    return record | ({"demasker": None, "encoder": None} if config.start is not None else {})
+                export(run.folder / "adapters", run.folder / "export", config.export_dtype, replace=True)
 
 
 def cost(module: Autoencoder, batches: list[Batch]) -> tuple[int, float]:
@@ -334,6 +209,25 @@ def validate(
         values[f"cross_entropy@t={score.t},k={score.k}"] = score.cross_entropy
         values[f"top1@t={score.t},k={score.k}"] = score.top1
     return values
+
+
+@torch.no_grad()
+def reconstruct(
+    module: Autoencoder, samples: list[Sample], vocabulary: Vocabulary, config: DemaskerRecipe, step: int
+) -> None:
+    """Held-out texts through all registers and back, appended to samples.jsonl."""
+    device = next(module.parameters()).device
+    K, written = module.encoder.K, []
+    for sample in samples:
+        text_ids = torch.tensor(sample.text_ids, device=device)
+        z_KD = module.encoder(text_ids, Segments.of([len(text_ids)], device), [K])
+        canvas = torch.full((1, sample.length), vocabulary.mask_id, device=device)
+        guided = lambda ids, rows, z=z_KD: module.demasker.logits(ids, rows, z[None])[:, : vocabulary.size]  # noqa: E731
+        ids = demask(guided, canvas, vocabulary.mask_id, nfe=min(config.sample_nfe, sample.length)).ids[0]
+        text, back = vocabulary.decode(sample.text_ids), vocabulary.decode(ids.tolist())
+        written.append({"step": step, "cer": cer(back, text), "text": text, "reconstruction": back})
+    with open(Path(config.run) / "samples.jsonl", "a", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(one) + "\n" for one in written)
 
 
 if __name__ == "__main__":

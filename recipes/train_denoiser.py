@@ -33,24 +33,22 @@ from crocodil.registers.geometry import NestedDropout, check_count, draw_k
 from crocodil.text.data import DataConfig, load_split, windows_of
 from crocodil.text.windows import Windows
 from crocodil.training.accelerators import accelerator, leave
-from crocodil.training.checkpoints import checkpoint_name, prune, publishing
-from crocodil.training.config import flat, parse_arguments, save_config
+from crocodil.training.config import parse_arguments
 from crocodil.training.engine import Engine
-from crocodil.training.limits import check_batch, check_loop, require_at_least
-from crocodil.training.log import MetricsLog, Progress
+from crocodil.training.limits import check_batch, require_at_least
+from crocodil.training.loop import LoopConfig
 from crocodil.training.optimisation import OptimiserConfig
 from crocodil.training.randomness import generator, permutation
-from crocodil.training.ranks import gather, total
+from crocodil.training.ranks import total
+from crocodil.training.run import Run, require_room
 from crocodil.training.run_lock import run_lock
-from crocodil.training.signals import StopRequest
 from crocodil.training.start import find_start
-from crocodil.training.throughput import Throughput, peak_flops
 
 VALIDATION_TIMES = (0.25, 0.5, 0.75, 0.9)
 
 
 @dataclass(frozen=True)
-class DenoiserRecipe:
+class DenoiserRecipe(LoopConfig):
     """Everything that says what is trained. Where it runs is said in launch/."""
 
     run: str = "runs/denoiser"
@@ -82,22 +80,14 @@ class DenoiserRecipe:
     micro_batch: int = 32
     """Windows of a micro-batch."""
     ema: float = 0.9999
-    precision: Literal["auto", "bf16", "no"] = "auto"
-    """`auto` is bf16 on a GPU that has it, `no` is float32."""
     recompute: bool = False
     """Activation checkpointing, block by block."""
     export_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    seed: int = 0
-    log_every: int = 20
     validate_every: int = 1000
-    validation_texts: int = 64
     save_every: int = 1000
-    keep: int = 2
-    tracker: Literal["tensorboard", "wandb"] | None = None
-    """`tensorboard` or `wandb`, through accelerate; metrics.jsonl is always written."""
 
     def __post_init__(self) -> None:
-        check_loop(self)
+        super().__post_init__()
         require_at_least(1, self, "micro_batch")
         if self.k is not None:
             check_count(self.k)
@@ -111,13 +101,13 @@ class DenoiserRecipe:
 def main() -> None:
     arguments = parse_arguments(DenoiserRecipe, None, __doc__ or "")
     config = arguments.config
-    ranks = accelerator(config.run, config.precision, config.tracker)
+    ranks = accelerator(config)
     with run_lock(Path(config.run)):
-        train(config, Path(config.run), ranks, arguments.resume)
+        train(config, ranks, arguments.resume)
     leave(ranks)
 
 
-def train(config: DenoiserRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:
+def train(config: DenoiserRecipe, ranks: Accelerator, resume: str | None) -> None:
     torch.manual_seed(config.seed)
 
     check_batch(config.batch_size, ranks.num_processes)
@@ -147,23 +137,16 @@ def train(config: DenoiserRecipe, run: Path, ranks: Accelerator, resume: str | N
 
     # Engine, and where it goes on.
     task = digest_of(source, trained, config)
-    start = find_start(run, resume, task)
+    start = find_start(config, resume, task, ("model", "cache", "start", "data."))
     validation = validation_batches(held_out, model, trained, config)
     engine = Engine(ranks, DenoiserLoss(trained.denoiser), config.optimiser, config.steps, ema=config.ema)
     if start.checkpoint is not None:
         engine.load(start.checkpoint)
-    if ranks.is_main_process:
-        run.mkdir(parents=True, exist_ok=True)
-        save_config(config, run / "config.yaml")
-    if config.tracker:
-        ranks.init_trackers("crocodil", config=flat(config))
-    log = MetricsLog(run, start.step)
-    peak = peak_flops(ranks.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    throughput = Throughput(peak * ranks.num_processes)
 
-    with StopRequest() as stop, Progress(config.steps, start.step) as progress:
+    with Run(config, ranks, start, task, unit="registers") as run:
+        require_room(config, engine)
         millions = trained.denoiser.parameters_in_all / 1e6
-        progress.say(
+        run.say(
             f"{millions:,.1f} M parameters, {K} registers of {len(source):,} windows, from step {start.step}"
         )
         for step in range(start.step, config.steps):
@@ -174,6 +157,7 @@ def train(config: DenoiserRecipe, run: Path, ranks: Accelerator, resume: str | N
             chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
             mine = chosen[ranks.process_index :: ranks.num_processes]
 
+            run.beat(step, "forward and backward")
             # 2. Registers of this rank's share; noise them (τ, ε; r and mask), forward, backward.
             draw = partial(generator, config.seed, epoch)
             k = draw_k(K, config.nested_dropout, draw(batch, "k"))
@@ -185,49 +169,35 @@ def train(config: DenoiserRecipe, run: Path, ranks: Accelerator, resume: str | N
                 condition = condition_of(model, texts, samples, draw, k) if texts else None
                 batches.append(noised(clean_BKD, samples, draw, offsets_K[:k], condition))
             summed = torch.zeros((), dtype=torch.float64, device=ranks.device)
-            for errors in engine.accumulate(batches, config.batch_size, step):
+            for errors in engine.accumulate(batches, config.batch_size, step, run.guard.ceiling):
                 summed += errors.total.detach()
 
             # 3. Step.
-            norm = engine.update()
+            run.beat(step, "update")
+            update = engine.update()
             flops = 3 * denoiser_flops(trained.config, len(mine), k)
-            loss, count, flops = total([float(summed), float(len(mine) * k), flops], ranks.device)
-            throughput.add(int(count), flops)
+            loss, *work = total([float(summed), float(len(mine) * k), flops], ranks.device)
 
             # 4. Tell.
-            done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
-                interval = throughput.interval()
-                values = {"loss": loss / config.batch_size, "grad_norm": norm, "lr": engine.rate}
-                speed = {"registers_per_second": interval.tokens_per_second, "mfu": interval.mfu}
-                log.write(done, {**values, **speed})
-                progress.report(done, values, interval)
-                if config.tracker:
-                    ranks.log({**values, **speed}, step=done)
+            step += 1
+            run.did(step, {"loss": loss / config.batch_size}, update, engine, work, chosen)
 
             # 5. Validate by noise level.
-            if done % config.validate_every == 0 or done == config.steps:
-                with throughput.paused(), engine.averaged() as module:
-                    values = validate(module, validation)
-                log.write(done, values)
-                progress.say("  ".join(f"{name} {value:.2f} dB" for name, value in values.items()))
+            if run.due(step, config.validate_every):
+                with run.aside(step, "validation"), engine.averaged() as module:
+                    run.measured(step, validate(module, validation))
 
             # 6. Save.
-            asked = any(gather(stop.requested))
-            if done % config.save_every == 0 or done == config.steps or asked:
-                with throughput.paused(), publishing(run, checkpoint_name(done)) as directory:
-                    engine.save(directory, done, 0, task)
-                prune(run, config.keep)
-            if asked:
-                progress.say(f"stopped after step {done}; the same command with --resume goes on")
+            if run.save(engine, step):
                 return
-        with engine.whole() as module, publishing(run, "export", replace=True) as directory:
-            if ranks.is_main_process:
-                said = asdict(config) | ({"preset": None} if config.start is not None else {})
-                record = {"recipe": "train_denoiser", "steps": config.steps, "config": said}
-                whole = replace(trained, denoiser=module.denoiser)
-                save_denoiser(directory, whole, getattr(torch, config.export_dtype), record)
-        progress.say(f"exported to {run / 'export'}")
+
+        def write(directory: Path, module: DenoiserLoss) -> None:
+            said = asdict(config) | ({"preset": None} if config.start is not None else {})
+            record = {"recipe": "train_denoiser", "steps": config.steps, "config": said}
+            whole = replace(trained, denoiser=module.denoiser)
+            save_denoiser(directory, whole, getattr(torch, config.export_dtype), record)
+
+        run.export(engine, write)
 
 
 def build(config: DenoiserRecipe, model: Model) -> TrainedDenoiser:

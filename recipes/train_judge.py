@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,18 +29,15 @@ from crocodil.text.data import DataConfig, load_split, windows_of
 from crocodil.text.vocabulary import Vocabulary, train_bpe
 from crocodil.text.windows import FRAME, Sample, pack
 from crocodil.training.accelerators import accelerator, leave
-from crocodil.training.checkpoints import checkpoint_name, prune, publishing
-from crocodil.training.config import flat, parse_arguments, save_config
+from crocodil.training.config import parse_arguments
 from crocodil.training.deal import deal
 from crocodil.training.engine import Engine
-from crocodil.training.limits import check_batch, check_loop, check_rows, require_at_least
-from crocodil.training.log import MetricsLog, Progress
-from crocodil.training.optimisation import OptimiserConfig
-from crocodil.training.ranks import gather, total
+from crocodil.training.limits import check_batch, check_rows, require_at_least
+from crocodil.training.loop import LoopConfig
+from crocodil.training.ranks import total
+from crocodil.training.run import Run, require_room
 from crocodil.training.run_lock import run_lock
-from crocodil.training.signals import StopRequest
 from crocodil.training.start import find_start
-from crocodil.training.throughput import Throughput, peak_flops
 
 # Nothing else of its config is written, because other versions of transformers have other keys.
 WRITTEN = (
@@ -72,7 +70,7 @@ class JudgeShape:
 
 
 @dataclass(frozen=True)
-class JudgeRecipe:
+class JudgeRecipe(LoopConfig):
     """Everything that says what is trained. Where it runs is said in launch/."""
 
     run: str = "runs/judge"
@@ -80,28 +78,14 @@ class JudgeRecipe:
     shape: JudgeShape = field(default_factory=JudgeShape)
     data: DataConfig = field(default_factory=lambda: DataConfig(lengths=(256,)))
     """With the `source`, `held_out` and `split_seed` of the generators, whose held-out texts it must not know either."""
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    steps: int = 1000
     batch_size: int = 32
-    """Texts of a global batch, over all ranks and micro-batches."""
     row_tokens: int = 4096
     """Window tokens of a micro-batch."""
-    ema: float = 0.0
-    precision: Literal["auto", "bf16", "no"] = "auto"
-    """`auto` is bf16 on a GPU that has it, `no` is float32."""
     export_dtype: Literal["bfloat16", "float16", "float32"] = "float32"
     """Of the weights on disk; transformers opens them in float32 unless told otherwise."""
-    seed: int = 0
-    log_every: int = 20
-    validate_every: int = 500
-    validation_texts: int = 64
-    save_every: int = 500
-    keep: int = 2
-    tracker: Literal["tensorboard", "wandb"] | None = None
-    """`tensorboard` or `wandb`, through accelerate; metrics.jsonl is always written."""
 
     def __post_init__(self) -> None:
-        check_loop(self)
+        super().__post_init__()
         check_rows(self)
 
 
@@ -154,14 +138,14 @@ class Judge(nn.Module):
 
 def main() -> None:
     arguments = parse_arguments(JudgeRecipe, None, __doc__ or "")
-    config, run = arguments.config, Path(arguments.config.run)
-    ranks = accelerator(config.run, config.precision, config.tracker)
-    with run_lock(run):
-        train(config, run, ranks, arguments.resume)
+    config = arguments.config
+    ranks = accelerator(config)
+    with run_lock(Path(config.run)):
+        train(config, ranks, arguments.resume)
     leave(ranks)
 
 
-def train(config: JudgeRecipe, run: Path, ranks: Accelerator, resume: str | None) -> None:
+def train(config: JudgeRecipe, ranks: Accelerator, resume: str | None) -> None:
     torch.manual_seed(config.seed)
 
     check_batch(config.batch_size, ranks.num_processes)
@@ -173,83 +157,64 @@ def train(config: JudgeRecipe, run: Path, ranks: Accelerator, resume: str | None
     windows, held_out = windows_of(parts, vocabulary, config.data, config.seed)
     del parts
 
+    steps_per_epoch = windows.batches(config.batch_size)
+    validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]
+    order = lru_cache(maxsize=2)(windows.order)
+    values: dict[str, float] = {}
+
     # Engine, and where it goes on.
     corpus = windows.tokens.digest
-    start = find_start(run, resume, corpus)
+    start = find_start(config, resume, corpus)
     engine = Engine(ranks, Judge(model), config.optimiser, config.steps, ema=config.ema)
     if start.checkpoint is not None:
         engine.load(start.checkpoint)
-    if ranks.is_main_process:
-        run.mkdir(parents=True, exist_ok=True)
-        save_config(config, run / "config.yaml")
-    if config.tracker:
-        ranks.init_trackers("crocodil", config=flat(config))
-
-    steps_per_epoch = windows.batches(config.batch_size)
-    validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]
-    log = MetricsLog(run, start.step)
-    peak = peak_flops(ranks.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    throughput = Throughput(peak * ranks.num_processes)
-    values: dict[str, float] = {}
-
-    with StopRequest() as stop, Progress(config.steps, start.step) as progress:
-        progress.say(f"{len(windows):,} training windows, {len(held_out):,} held out, from step {start.step}")
+    with Run(config, ranks, start, corpus) as run:
+        require_room(config, engine)
+        run.say(f"{len(windows):,} training windows, {len(held_out):,} held out, from step {start.step}")
         for step in range(start.step, config.steps):
             # 1. The texts of this step, the same whatever the ranks: a pure function of (seed, step).
             epoch, batch = divmod(step, steps_per_epoch)
-            order = windows.order(epoch) if batch == 0 or step == start.step else order  # noqa: F821
-            chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
+            chosen = order(epoch)[batch * config.batch_size : (batch + 1) * config.batch_size]
             samples = [windows.sample(int(i), epoch) for i in chosen]
             rows = deal(pack([s.length for s in samples], config.row_tokens), ranks.num_processes)
 
             # 2. This rank's share, forward and backward; every token of the global batch weighs the same.
+            run.beat(step, "forward and backward")
             batches = [
                 WholeTexts.of([samples[i] for i in row], vocabulary) for row in rows[ranks.process_index]
             ]
             scored = sum(len(sample.text_ids) + 1 for sample in samples)
             summed = torch.zeros((), dtype=torch.float64, device=ranks.device)
-            for surprise in engine.accumulate(batches, scored, step):
+            for surprise in engine.accumulate(batches, scored, step, run.guard.ceiling):
                 summed += surprise.total.detach()
 
             # 3. Step.
-            norm = engine.update()
+            run.beat(step, "update")
+            update = engine.update()
             (nats,) = total([float(summed)], ranks.device)
-            throughput.add(scored, cost(model.config, samples))
 
             # 4. Tell.
-            done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
-                interval = throughput.interval()
-                told = {"loss": nats / scored, "grad_norm": norm, "lr": engine.rate}
-                speed = {"tokens_per_second": interval.tokens_per_second, "mfu": interval.mfu}
-                log.write(done, {**told, **speed})
-                progress.report(done, told, interval)
-                if config.tracker:
-                    ranks.log({**told, **speed}, step=done)
+            step += 1
+            work = (scored, cost(model.config, samples))
+            run.did(step, {"loss": nats / scored}, update, engine, work, [s.id for s in samples])
 
             # 5. Validate.
-            if done % config.validate_every == 0 or done == config.steps:
-                with throughput.paused(), engine.averaged() as module:
+            if run.due(step, config.validate_every):
+                with run.aside(step, "validation"), engine.averaged() as module:
                     values = validate(module, validation, vocabulary)
-                log.write(done, values)
-                progress.say("  ".join(f"{k} {v:.3f}" for k, v in values.items()))
+                    run.measured(step, values)
 
             # 6. Save.
-            asked = any(gather(stop.requested))
-            if done % config.save_every == 0 or done == config.steps or asked:
-                with throughput.paused(), publishing(run, checkpoint_name(done)) as directory:
-                    engine.save(directory, done, 0, corpus)
-                prune(run, config.keep)
-            if asked:
-                progress.say(f"stopped after step {done}; the same command with --resume goes on")
+            if run.save(engine, step):
                 return
-        with engine.whole() as module, publishing(run, "export", replace=True) as directory:
-            if ranks.is_main_process:
-                values = values or validate(module, validation, vocabulary)  # resumed when it was done
-                made = {"recipe": "train_judge", "steps": config.steps, "config": asdict(config)}
-                found = {"corpus": corpus, "vocabulary": vocabulary.fingerprint, "held_out": values}
-                save_judge(directory, module.model, vocabulary, config.export_dtype, made | found)
-        progress.say(f"exported to {run / 'export'}")
+
+        def write(directory: Path, module: Judge) -> None:
+            held_out = values or validate(module, validation, vocabulary)  # resumed when it was done
+            made = {"recipe": "train_judge", "steps": config.steps, "config": asdict(config)}
+            found = {"corpus": corpus, "vocabulary": vocabulary.fingerprint, "held_out": held_out}
+            save_judge(directory, module.model, vocabulary, config.export_dtype, made | found)
+
+        run.export(engine, write)
 
 
 def fresh_judge(shape: JudgeShape, vocabulary: Vocabulary, longest: int) -> LlamaForCausalLM:

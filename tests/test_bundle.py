@@ -25,6 +25,7 @@ from crocodil.bundle import (
     SHAPE,
     load_autoencoder,
     open_demasker,
+    pinned,
     read_index,
     resolve,
     save_autoencoder,
@@ -167,28 +168,85 @@ def test_a_guided_model_serves_as_an_unguided_one(tiny_bundle: Path, make_autoen
 def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("bundled") == resolve("nano") == BUNDLED
     assert resolve(tmp_path) == tmp_path and resolve("~") == Path.home()
-    asked: list[tuple[str, list[str]]] = []
+    asked: list[tuple[str, str | None, list[str]]] = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
         if name == "nobody/nothing":
             raise LocalEntryNotFoundError("no connection\nand several lines")
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert resolve("someone/a-model") == tmp_path
+    for name in ("someone/a-model", "someone/a-model@v1.0", "someone/a-model@feature/x"):
+        assert resolve(name) == tmp_path
+    assert [(name, revision) for name, revision, _ in asked] == [
+        ("someone/a-model", None),
+        ("someone/a-model", "v1.0"),
+        ("someone/a-model", "feature/x"),
+    ]
     # neither code nor a pickle is ever fetched
-    assert not any(pattern.endswith((".py", ".bin", ".pt", ".pkl", "*")) for pattern in asked[0][1])
+    assert not any(pattern.endswith((".py", ".bin", ".pt", ".pkl", "*")) for pattern in asked[0][2])
     with pytest.raises(CrocodilError, match="no model 'nobody/nothing': not a folder here") as error:
         resolve("nobody/nothing")
     assert "\n" not in str(error.value)
+    with pytest.raises(CrocodilError, match="no model 'a/b@': no revision behind the @"):
+        resolve("a/b@")
+    (tmp_path / "a@b").mkdir()
+    assert resolve(tmp_path / "a@b") == tmp_path / "a@b"
     asked.clear()
-    for name in ("./runs/export", "a/b/c", "/nowhere/model", "nowhere"):
+    for name in ("./runs/export", "a/b/c", "a/b/c@d", "/nowhere/model", "nowhere", "x@y"):
         with pytest.raises(CrocodilError, match="holds no crocodil model"):
             read_index(resolve(name))
     with pytest.raises(CrocodilError, match="no model '~nosuchuser/m': there is no such home folder"):
         resolve("~nosuchuser/m")
     assert not asked
+
+
+@pytest.fixture
+def hub(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """A hub cache that holds the tiny model as someone/tiny: one commit, that main and v1 lead to. No network."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    place = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(tiny_bundle, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    for name in ("main", "v1"):
+        (place / "refs" / name).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return place / "snapshots" / commit, commit
+
+
+def test_a_cached_model_of_the_hub_loads_offline(hub: tuple[Path, str], tiny_bundle: Path) -> None:
+    folder, commit = hub
+    for name in ("someone/tiny", "someone/tiny@main", "someone/tiny@v1", f"someone/tiny@{commit}"):
+        assert resolve(name) == folder
+        assert pinned(name) == f"someone/tiny@{commit}"
+    ours, _ = load_autoencoder("someone/tiny@v1")
+    theirs, _ = load_autoencoder(tiny_bundle)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert pinned(str(tiny_bundle)) == str(tiny_bundle) and pinned("bundled") == "bundled"
+    assert pinned(str(folder)) == str(folder)
+    for name in ("someone/tiny@v2", "someone/else", "someone/tiny@../..", "some one/tiny", "a--b/c..d"):
+        with pytest.raises(CrocodilError, match=f"no model '{name}'") as error:
+            resolve(name)
+        assert "\n" not in str(error.value)
+
+
+def test_a_demasker_comes_in_the_dtype_that_is_asked_for(
+    tiny_bundle: Path, make_autoencoder: Make, tiny_vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    half = save(tmp_path / "half", make_autoencoder(), tiny_vocabulary, dtype=torch.float16)
+    for folder, dtype, expected in (
+        (tiny_bundle, torch.bfloat16, torch.bfloat16),
+        (half, None, torch.float16),
+        (half, torch.float32, torch.float32),
+    ):
+        autoencoder, _ = load_autoencoder(folder, dtype=dtype)
+        assert {parameter.dtype for parameter in autoencoder.demasker.parameters()} == {expected}
+        assert {parameter.dtype for parameter in autoencoder.encoder.parameters()} == {torch.float32}
+        assert {p.dtype for p in open_demasker(folder, dtype)[0].parameters()} == {expected}
+    mapped, _ = open_demasker(half, mapped=True)
+    assert {parameter.dtype for parameter in mapped.parameters()} == {torch.float16}
 
 
 # --- what is refused ---

@@ -164,6 +164,11 @@ def test_the_demasker_is_asked_nfe_times_for_all_windows(model: Model, registers
         (lambda model: model.interpolate(["a", "c"], ["b", "d"]), "give two strings"),
         (lambda model: crocodil.load(5), "a model is a name or a folder, not 5"),
         (lambda model: crocodil.load(device="banana"), "no device 'banana' here"),
+        (
+            lambda model: crocodil.load(dtype="int8"),
+            "dtype = 'int8': it is one of bfloat16, float16, float32",
+        ),
+        (lambda model: crocodil.load(dtype=torch.float16), "dtype = torch.float16: it is one of"),
         (lambda model: crocodil.encode("x", model="bundled"), "model must be a loaded model"),
     ],
 )
@@ -307,6 +312,33 @@ def test_the_fingerprint_is_of_weights_and_vocabulary(
     with torch.no_grad():
         changed.encoder.suffix[0, 0] += 1e-3
     assert Model(changed, tiny_vocabulary, 32).fingerprint != model.fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_weights_may_be_held_in_another_dtype(dtype: str) -> None:
+    text = "def double(x):\n    return 2 * x\n"
+    whole, narrow = load("bundled", "cpu"), load("bundled", "cpu", dtype=dtype)
+    kind = getattr(torch, dtype)
+    assert {parameter.dtype for parameter in narrow.autoencoder.parameters()} == {kind}
+    # rotary angles of 16 bits would turn far positions by anything
+    assert {buffer.dtype for buffer in narrow.autoencoder.buffers()} == {torch.float32}
+    registers = narrow.encode(text)
+    assert registers.values_WKD.dtype == torch.float32
+    assert torch.allclose(registers.values_WKD.norm(dim=-1), torch.tensor(narrow.D**0.5), rtol=0.01)
+    close = torch.cosine_similarity(registers.values_WKD, whole.encode(text).values_WKD, dim=-1)
+    assert close.min() > 0.999
+    # the same model to others: their registers and denoisers are its own
+    assert narrow.fingerprint == whole.fingerprint
+    assert narrow.decode(registers, nfe=8) == whole.decode(registers, nfe=8) == [text]
+    assert narrow.decode(whole.encode(text), nfe=8) == [text]
+    assert len(narrow.generate(1, nfe=2, latent_steps=2)) == 1
+
+
+def test_float32_is_what_a_model_is_held_in_where_nobody_says(model: Model) -> None:
+    assert {parameter.dtype for parameter in load("bundled", "cpu").autoencoder.parameters()} == {
+        torch.float32
+    }
+    assert {parameter.dtype for parameter in model.autoencoder.parameters()} == {torch.float32}
 
 
 def test_interpolation_starts_at_one_text_and_ends_at_the_other(model: Model) -> None:

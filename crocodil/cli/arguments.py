@@ -16,6 +16,7 @@ LISTS = ("--k", "--nfe", "--alphas", "--block-size", "--levels", "--sigmas", "--
 """Options whose numbers may stand apart or behind commas."""
 NUMBERS = re.compile(r"-?[\d.,][\d.,e+-]*")
 
+DTYPES = ("bfloat16", "float16", "float32")
 METHODS = ("mdm", "conthendisc", "conwithindisc", "alg3")
 TEMPLATE = r"""'["x = [", 24, "]\n"]'"""
 SOURCE = (
@@ -63,11 +64,10 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     choices = parser.add_subparsers(metavar="VERB", required=True)
     verbs: dict[str, _Parser] = {}
 
-    def verb(name: str, summary: str) -> _Parser:
+    def verb(name: str, summary: str, loads: bool = True) -> _Parser:
         made = choices.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        made.add_argument(
-            "--model", default="bundled", help="bundled (default), a folder, or the id of a model on the hub"
-        )
+        if loads:
+            _loading(made)
         made.add_argument("--json", action="store_true", help="print one JSON document on stdout")
         verbs[name] = made
         return made
@@ -204,7 +204,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     one = verb(
         "reproduce",
         "measure figures and tables of the paper: numbers, pictures, and the paper's values beside ours",
+        loads=False,
     )
+    _model(one)
     one.add_argument(
         "names",
         nargs="*",
@@ -277,7 +279,51 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     _denoisers(one)
 
     verb("info", "what a model is: its sizes, registers, window, fingerprint and licence")
+
+    one = verb(
+        "export",
+        "write a model folder: of another dtype, of a checkpoint, or with adapters merged",
+        loads=False,
+    )
+    one.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="bundled, a model folder or hub id; a run of train_demasker.py or one of its checkpoints; or adapters",
+    )
+    one.add_argument("--out", required=True, metavar="FOLDER", help="a folder that does not exist yet")
+    one.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="of the weights on disk (default a model's own, the base's for adapters, the run's export_dtype)",
+    )
+    one.add_argument(
+        "--llada", action="store_true", help="the demasker alone, as LLaDA is released, with its tokenizer"
+    )
+    one.add_argument(
+        "--average",
+        action=argparse.BooleanOptionalAction,
+        help="take a checkpoint's average of weights, or the weights (default the average where there is one)",
+    )
+    one.add_argument(
+        "--base", metavar="MODEL", help="what adapters were trained on, where it is not where they say"
+    )
     return parser, verbs
+
+
+def _model(parser: _Parser) -> None:
+    parser.add_argument(
+        "--model",
+        default="bundled",
+        help="bundled (default), a folder, or the id of a model on the hub, as org/name or org/name@revision",
+    )
+
+
+def _loading(parser: _Parser) -> None:
+    _model(parser)
+    parser.add_argument(
+        "--adapters", metavar="FOLDER", help="LoRA adapters that were trained on the model, merged into it"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights in memory (default float32)")
 
 
 def _files(parser: _Parser) -> None:

@@ -40,7 +40,7 @@ def autoencode(args: argparse.Namespace) -> None:
     """Texts to registers and back (Alg. 6)."""
     sources = read_sources(args.files, args.held_out)
     folder = _folder(args.report)
-    model = _load(args.model)
+    model = _load(args)
     from crocodil.report import measure
     from crocodil.reproduce import paper
 
@@ -91,7 +91,7 @@ def encode(args: argparse.Namespace) -> None:
     _check_writable(out, "--out")
     if any(os.path.realpath(out) == os.path.realpath(source.file) for source in sources):
         raise CrocodilError(f"--out {out} is one of the texts; name the file to write registers to")
-    model = _load(args.model)
+    model = _load(args)
     registers = model.encode(
         [s.text for s in sources], args.k, truncate=args.truncate, split=not args.truncate
     )
@@ -110,7 +110,7 @@ def encode(args: argparse.Namespace) -> None:
 def decode(args: argparse.Namespace) -> None:
     """A file of registers to texts. One text at one NFE is printed as it is, several stand under headings."""
     read_file(args.registers)
-    model = _load(args.model)
+    model = _load(args)
     from crocodil.registers.registers import Registers
     from crocodil.report import measure
 
@@ -130,7 +130,7 @@ def interpolate(args: argparse.Namespace) -> None:
     if args.files == ["-", "-"]:
         raise CrocodilError("stdin is one text; name a file for the other end")
     a, b = (read_source(file) for file in args.files)
-    model = _load(args.model)
+    model = _load(args)
     from crocodil.report import measure
 
     decoding = _decoding(args)
@@ -159,7 +159,7 @@ def generate(args: argparse.Namespace) -> None:
     if args.refresh and not (min(args.refresh) >= 0 and max(args.refresh) < 1):
         raise CrocodilError("--refresh must be between 0 (none) and below 1 of the steps")
     folder = _folder(args.report)
-    model = _load(args.model, args.denoiser)
+    model = _load(args)
     from crocodil.canvas import lay_out
     from crocodil.report.forming import Forming
     from crocodil.synthesis import find_method, refreshes
@@ -214,7 +214,7 @@ def vary(args: argparse.Namespace) -> None:
     if min(args.strength) < 0 or max(args.strength) > 1:
         raise CrocodilError("--strength must be between 0 (the text itself) and 1 (nothing of it)")
     source = read_source(args.file)
-    model = _load(args.model, args.denoiser)
+    model = _load(args)
     from crocodil.canvas import lay_out
     from crocodil.report.forming import Forming
 
@@ -251,7 +251,7 @@ def evaluate(args: argparse.Namespace) -> None:
         read_sources(args.files, args.held_out) if args.source is None else held_out_sources(args.source)
     )
     folder = _folder(args.report)
-    model = _load(args.model)
+    model = _load(args)
     from crocodil.report import measure
     from crocodil.reproduce import paper
 
@@ -289,7 +289,7 @@ def likelihood(args: argparse.Namespace) -> None:
         raise CrocodilError("--levels must be above 0 and at most 1, which masks everything")
     if min(args.sigmas) < 0 or max(args.sigmas) > MOST_NOISE:
         raise CrocodilError(f"--sigmas must be between 0 and {MOST_NOISE}")
-    model = _load(args.model)
+    model = _load(args)
     ks = args.k or tuple(dict.fromkeys(min(k, model.K) for k in (0, 8, 64, model.K)))
     if min(ks) < 0 or max(ks) > model.K:
         raise CrocodilError(f"--k must be between 0 and {model.K}, the registers of this model")
@@ -398,7 +398,7 @@ def passk(args: argparse.Namespace) -> None:
 
     problems, limits = read_problems(args.problems), Limits(seconds=args.seconds)
     folder = _folder(args.out, "samples.jsonl", "--out")
-    model = _load(args.model, args.denoiser)
+    model = _load(args)
     from crocodil.harness import command
 
     ks = args.k or tuple(dict.fromkeys((1, args.samples)))
@@ -416,7 +416,7 @@ def passk(args: argparse.Namespace) -> None:
 
 def info(args: argparse.Namespace) -> None:
     """What a model is."""
-    model = _load(args.model)
+    model = _load(args)
     from crocodil.report.facts import model_facts
 
     facts = asdict(model_facts(model))
@@ -430,9 +430,30 @@ def info(args: argparse.Namespace) -> None:
         print(f"{name.replace('_', ' '):20} {visible(shown)}")
 
 
-def _load(name: str, denoisers: Sequence[str] = ()) -> Model:
+def export(args: argparse.Namespace) -> None:
+    """A model folder out of a model, a checkpoint or adapters."""
+    with spinner("reading and writing weights"):
+        from crocodil.export import export
+
+        made = export(
+            args.source, args.out, args.dtype, llada=args.llada, average=args.average, base=args.base
+        )
+    step = "" if made.step is None else f" of step {made.step:,}{', averaged' if made.averaged else ''}"
+    _say(f"{made.out}: {made.kind}{step} in {made.dtype}, {made.bytes / 1e6:,.1f} MB of weights")
+    if made.left:
+        _say(
+            f"left out: the {' and '.join(made.left)} denoiser, trained on registers of the encoder as it was; train it "
+            "anew, or keep the dtype"
+        )
+    if args.json:
+        _print_json(asdict(made))
+
+
+def _load(args: argparse.Namespace) -> Model:
     with spinner("loading the model"):
-        return crocodil.load(name, denoisers=denoisers)
+        return crocodil.load(
+            args.model, denoisers=getattr(args, "denoiser", ()), adapters=args.adapters, dtype=args.dtype
+        )
 
 
 @contextmanager

@@ -268,6 +268,11 @@ class LLaDA(nn.Module):
         return [cast(Block, block) for block in self.model.transformer.blocks]
 
     @property
+    def units(self) -> list[str]:
+        """Classes of the modules that are worth being sharded by themselves."""
+        return ["Block"] if self.config.weight_tying else ["Block", "VocabularyHead"]
+
+    @property
     def head_weight(self) -> torch.Tensor:
         """(V, E): the output matrix, which is the embedding table when weights are tied."""
         core = self.model.transformer

@@ -23,6 +23,7 @@ from crocodil.shards import (
     StoredTensor,
     checkpoint_folder,
     list_tensors,
+    map_tensors,
     read_json,
     read_tensors,
     save_tensors,
@@ -33,7 +34,10 @@ _TABLE, _HEAD = "model.transformer.wte.weight", "model.transformer.ff_out.weight
 
 
 def load_llada(
-    path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    mapped: bool = False,
 ) -> LLaDA:
     """Read a checkpoint in the released layout: config.json and one safetensors file, or shards and an index.
 
@@ -44,6 +48,8 @@ def load_llada(
         path: folder of the checkpoint.
         dtype: dtype of the weights; None keeps the checkpoint's.
         device: where the weights go.
+        mapped: leave the weights in their files, in the checkpoint's dtype, and read what is touched: several processes
+            of a machine then share one copy. `dtype` and `device` are not looked at.
 
     Raises:
         CrocodilError: the folder, its config or one of its tensors is not what a LLaDA needs.
@@ -68,7 +74,8 @@ def load_llada(
             )
         del stored[_HEAD]
     _account({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, stored, folder)
-    model.load_state_dict(read_tensors(folder, stored, dtype, device), strict=True, assign=True)
+    tensors = map_tensors(folder, stored) if mapped else read_tensors(folder, stored, dtype, device)
+    model.load_state_dict(tensors, strict=True, assign=True)
     return model
 
 

@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import gc
 import os
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+from crocodil.training.loop import LoopConfig
 
 
-def accelerator(run: str, precision: str, tracker: str | None) -> Accelerator:
-    """An Accelerator for this launch.
-
-    Args:
-        run: folder for trackers.
-        precision: `no` (float32), `bf16`, or `auto`: bf16 on a GPU that has it.
-        tracker: `tensorboard`, `wandb` or None.
-    """
+def accelerator(config: LoopConfig) -> Accelerator:
+    """An Accelerator for this launch."""
+    precision = config.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     cpu_ranks = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    # the watchdog speaks first and says more; what it is not there for, the group ends
+    patience = timedelta(minutes=2 * config.timeout) if config.timeout else timedelta(days=7)
     # Several CPU ranks are DDP over gloo only when accelerate is told `cpu`; DeepSpeed, which `cpu` would switch off,
     # finds the CPU by itself and has to be told gloo.
-    return Accelerator(
+    group = InitProcessGroupKwargs(timeout=patience, **({"backend": "gloo"} if cpu_ranks and sharded else {}))
+    made = Accelerator(
         cpu=cpu_ranks and not sharded,
         mixed_precision=precision,
-        log_with=tracker,
-        project_dir=run,
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if cpu_ranks and sharded else [],
+        log_with=config.tracker,
+        project_dir=config.run,
+        kwargs_handlers=[group],
     )
+    if cpu_ranks and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # accelerate knows FSDP on accelerators only, though torch shards over gloo as well
+        for state in (PartialState._shared_state, made.state._shared_state):
+            state["distributed_type"] = DistributedType.FSDP
+        made.state._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
+    return made
 
 
 def leave(accelerator: Accelerator) -> None:

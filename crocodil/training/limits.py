@@ -23,16 +23,6 @@ def require_at_least(least: int, config: Any, *names: str, section: str = "") ->
             raise CrocodilError(f"{section}{name} is {value}; give {least} or more")
 
 
-def check_loop(recipe: Any) -> None:
-    """Check the fields of the loop that all recipes share."""
-    require_at_least(1, recipe, "steps", "batch_size", "keep", "validation_texts")
-    require_at_least(1, recipe, "log_every", "validate_every", "save_every")
-    if not 0 <= recipe.seed < 2**63:  # torch takes 64 bits
-        raise CrocodilError(f"seed is {recipe.seed}; give 0 or more, below 2**63")
-    if not 0 <= recipe.ema < 1:
-        raise CrocodilError(f"ema is {recipe.ema}; give 0 for none, or a decay below 1")
-
-
 def check_batch(batch_size: int, ranks: int) -> None:
     """Refuse a global batch that cannot be shared out evenly."""
     if batch_size % ranks:

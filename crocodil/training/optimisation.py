@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crocodil.errors import CrocodilError
@@ -16,6 +16,8 @@ from crocodil.training.limits import require_at_least
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW remembers of one parameter; the flat key of each is `exp_avg/NAME` and so on."""
+EIGHT_BIT_BLOCK = 256
+"""Numbers that share a scale in an 8-bit moment, as bitsandbytes' AdamW has it."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class OptimiserConfig:
         warmup_steps: optimiser steps of linear warm-up; 0 for none.
         schedule: what follows the warm-up, down to `min_ratio * lr` at the last step.
         clip_norm: largest global gradient norm; the loop clips, or DeepSpeed does, never both.
+        bits: of Adam's moments; 8 packs them by blocks of 256 (bitsandbytes), which spares 6 bytes a parameter.
     """
 
     lr: float = 2.5e-5
@@ -40,6 +43,7 @@ class OptimiserConfig:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     min_ratio: float = 0.1
     clip_norm: float = 1.0
+    bits: Literal[8, 32] = 32
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "lr", "weight_decay", "warmup_steps", section="optimiser.")
@@ -95,61 +99,96 @@ def build_optimiser(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     config: OptimiserConfig,
     family: Callable[[str], str] = lambda name: "",
-) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, fused on CPU and CUDA (fewer passes over the state).
+) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters, fused on CPU and CUDA (fewer passes over the state), or with 8-bit moments.
 
     Raises:
-        CrocodilError: nothing is trainable.
+        CrocodilError: nothing is trainable, or bitsandbytes is wanted and missing.
     """
     groups = parameter_groups(named_parameters, config.weight_decay, family)
     if not groups:
         raise CrocodilError("no trainable parameter: every parameter of this stage is frozen")
+    if config.bits == 8:
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            raise CrocodilError("optimiser.bits=8 needs bitsandbytes; pip install bitsandbytes") from None
+        return AdamW8bit(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-def carry_moments(
-    old_state: Mapping[str, Tensor],
-    new_optimizer: torch.optim.Optimizer,
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
-) -> list[str]:
-    """Give a new optimiser the Adam moments and step counts it shares with an old one, by parameter name.
+def read_moments(optimiser: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """`MOMENTS` of a parameter in float32 on the CPU; nothing before its first step. Those of 8 bits are unpacked, and
+    the scales of their blocks come with them: without, they could not be packed again to the same codes."""
+    state = optimiser.state.get(parameter)
+    if not state:
+        return {}
+    if "exp_avg" in state:
+        return {name: state[name].detach().float().cpu() for name in MOMENTS}
+    read = {"step": torch.as_tensor(float(state["step"]))}
+    for name, number in zip(MOMENTS, "12", strict=False):
+        values = state[f"state{number}"]
+        if values.dtype == torch.uint8:
+            scales = state[f"absmax{number}"]
+            read[f"{name}_scale"] = scales.cpu()
+            values = _blocks(state[f"qmap{number}"][values.int()]) * scales[:, None]
+            values = values.flatten()[: parameter.numel()].view_as(parameter)
+        read[name] = values.detach().float().cpu()
+    return read
 
-    This is the stage boundary: what was already training goes on as if nothing had happened, what starts now
-    starts with no moments and a step count of zero.
 
-    Args:
-        old_state: flat, as `crocodil.training.state.optimiser_tensors` gives it: `exp_avg/NAME`, ....
-        new_optimizer: an AdamW over (some of) `named_parameters`.
-
-    Returns:
-        The names that were carried.
+def write_moments(
+    optimiser: torch.optim.Optimizer, parameter: nn.Parameter, values: Mapping[str, Tensor]
+) -> None:
+    """Give a parameter the moments that `read_moments` gave; the next step is then bit-equal. Moments may pass between
+    32 and 8 bits.
 
     Raises:
-        CrocodilError: a moment has another shape than the parameter of that name.
+        CrocodilError: a moment has another shape than the parameter.
     """
-    groups = {parameter: group for group in new_optimizer.param_groups for parameter in group["params"]}
-    carried: list[str] = []
-    for name, parameter in named_parameters:
-        if parameter not in groups or f"step/{name}" not in old_state:
-            continue
-        state: dict[str, Tensor] = {}
-        for moment in MOMENTS[:2]:
-            old = old_state[f"{moment}/{name}"]
-            if old.shape != parameter.shape:
-                raise CrocodilError(
-                    f"optimiser state {moment}/{name} has shape {tuple(old.shape)}, the parameter "
-                    f"{tuple(parameter.shape)}: the checkpoint is of another model"
-                )
-            state[moment] = old.detach().to(device=parameter.device, dtype=parameter.dtype, copy=True)
-        # AdamW keeps the count on the CPU unless its kernel reads it on the device.
-        on_device = groups[parameter].get("fused") or groups[parameter].get("capturable")
-        state["step"] = old_state[f"step/{name}"].detach().to(
-            device=parameter.device if on_device else "cpu", dtype=torch.float32, copy=True
-        )  # fmt: skip
-        new_optimizer.state[parameter] = state
-        carried.append(name)
-    return carried
+    for name in MOMENTS[:2]:
+        if values[name].shape != parameter.shape:
+            raise CrocodilError(
+                f"optimiser state {name} has shape {tuple(values[name].shape)}, the parameter "
+                f"{tuple(parameter.shape)}: the checkpoint is of another model"
+            )
+    place = next(
+        (g, i)
+        for g, group in enumerate(optimiser.param_groups)
+        for i, member in enumerate(group["params"])
+        if member is parameter
+    )
+    group = optimiser.param_groups[place[0]]
+    if not hasattr(optimiser, "init_state"):
+        # AdamW keeps the count on the CPU unless its kernel reads it on the device
+        on_device = group.get("fused") or group.get("capturable")
+        step = values["step"].detach()
+        optimiser.state[parameter] = {
+            **{name: values[name].detach().to(parameter.device, parameter.dtype, copy=True) for name in MOMENTS[:2]},
+            "step": step.to(parameter.device if on_device else "cpu", torch.float32, copy=True),
+        }  # fmt: skip
+        return
+    optimiser.init_state(group, parameter, *place)
+    state = optimiser.state[parameter]
+    for name, number in zip(MOMENTS, "12", strict=False):
+        whole = values[name].detach().to(parameter.device, torch.float32)
+        kept = state[f"state{number}"]
+        if kept.dtype == torch.uint8:
+            blocks, codes = _blocks(whole), state[f"qmap{number}"]
+            scales = values.get(f"{name}_scale", blocks.abs().amax(dim=1)).to(parameter.device)
+            nearest = torch.bucketize(blocks / scales[:, None].clamp_min(1e-30), (codes[1:] + codes[:-1]) / 2)
+            kept.copy_(nearest.flatten()[: whole.numel()].view_as(kept))
+            state[f"absmax{number}"].copy_(scales)
+        else:  # too small to be packed
+            kept.copy_(whole)
+    state["step"] = int(values["step"])
+
+
+def _blocks(values: Tensor) -> Tensor:
+    """All numbers in rows that share a scale, the last one filled up with zeros."""
+    flat = values.flatten()
+    return F.pad(flat, (0, -flat.numel() % EIGHT_BIT_BLOCK)).view(-1, EIGHT_BIT_BLOCK)
 
 
 class Ema:
@@ -196,22 +235,3 @@ class Ema:
                 raise CrocodilError(f"ema state: {name!r} has shape {shapes}; it is of another model")
             self.average[name].copy_(tensor)
         self.updates = updates
-
-    @contextmanager
-    def swap(self, model: nn.Module) -> Iterator[None]:
-        """Put the average into `model` for the body of a `with`, and the trained weights back after it."""
-        parameters = dict(model.named_parameters())
-        missing = self.average.keys() - parameters.keys()
-        if missing:
-            name = sorted(missing)[0]
-            raise CrocodilError(f"ema: the model has no parameter {name!r}; pass it unwrapped")
-        trained = {name: parameters[name].detach().clone() for name in self.average}
-        try:
-            with torch.no_grad():
-                for name, average in self.average.items():
-                    parameters[name].copy_(average)
-            yield
-        finally:
-            with torch.no_grad():
-                for name, tensor in trained.items():
-                    parameters[name].copy_(tensor)

@@ -7,21 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from crocodil.errors import CrocodilError
-from crocodil.training.optimisation import MOMENTS, carry_moments
 
 
-def save_state(
-    directory: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], name: str = "state"
-) -> None:
-    """Write `NAME.safetensors` and `NAME.json` into `directory` (inside `publishing`, which flushes them).
+def save_tensors(directory: Path, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Write `NAME.safetensors` into `directory` (inside `publishing`, which flushes it).
 
-    Tensors that share memory are written once each. `values` must be JSON; floats come back bit for bit.
+    Tensors that share memory are written once each.
 
     Raises:
         OSError: the disk is full or the directory is not writable.
@@ -37,11 +33,19 @@ def save_state(
         save_file(whole, directory / f"{name}.safetensors")
     except SafetensorError as error:
         raise OSError(f"{directory / name}.safetensors: {error}") from error
+
+
+def save_values(directory: Path, values: Mapping[str, Any], name: str) -> None:
+    """Write `NAME.json` into `directory`. `values` must be JSON; floats come back bit for bit.
+
+    Raises:
+        OSError: the disk is full or the directory is not writable.
+    """
     (directory / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def load_values(directory: Path, name: str = "state") -> dict[str, Any]:
-    """The values that `save_state` wrote (tuples come back as lists).
+def load_values(directory: Path, name: str) -> dict[str, Any]:
+    """The values that `save_values` wrote (tuples come back as lists).
 
     Raises:
         CrocodilError: the file is missing or unreadable.
@@ -82,37 +86,3 @@ def open_tensors(directory: Path, pattern: str = "state-*.safetensors") -> Store
         return StoredTensors(files)
     except (OSError, SafetensorError) as error:
         raise CrocodilError(f"{directory}: unreadable: {error}") from None
-
-
-def optimiser_tensors(
-    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]
-) -> dict[str, Tensor]:
-    """AdamW's state, flat and by parameter name: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`.
-
-    Parameters that have not been stepped yet are absent. Rates and decays are configuration, not state.
-    """
-    return {
-        f"{moment}/{name}": optimizer.state[parameter][moment]
-        for name, parameter in named_parameters
-        if optimizer.state.get(parameter)
-        for moment in MOMENTS
-    }
-
-
-def load_optimiser(
-    optimizer: torch.optim.Optimizer,
-    tensors: Mapping[str, Tensor],
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
-) -> None:
-    """Resume an optimiser from `optimiser_tensors` of an equal one; the next step is then bit-equal.
-
-    Raises:
-        CrocodilError: a saved parameter is not in this optimiser, or has another shape.
-    """
-    saved = {key.partition("/")[2] for key in tensors}
-    left = saved - set(carry_moments(tensors, optimizer, named_parameters))
-    if left:
-        name = sorted(left)[0]
-        raise CrocodilError(
-            f"optimiser state of {name!r}: no such trainable parameter here; resume its stage"
-        )

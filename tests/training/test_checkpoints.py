@@ -19,12 +19,13 @@ from crocodil.training.checkpoints import (
     publishing,
     require_complete,
 )
-from crocodil.training.state import load_values, open_tensors, save_state
+from crocodil.training.state import load_values, open_tensors, save_tensors, save_values
 
 
 def save(run_dir: Path, step: int) -> Path:
     with publishing(run_dir, checkpoint_name(step)) as directory:
-        save_state(directory, {"weight": torch.full((64,), float(step))}, {"step": step})
+        save_tensors(directory, {"weight": torch.full((64,), float(step))}, "state")
+        save_values(directory, {"step": step}, "state")
         (directory / "engine").mkdir()
         (directory / "engine" / "shard.bin").write_bytes(bytes(range(200)))
     return run_dir / checkpoint_name(step)
@@ -41,7 +42,7 @@ def test_newest_is_found_and_read_back(tmp_path: Path) -> None:
     found = latest(tmp_path)
     assert found is not None and checkpoint_step(found) == 100
     assert torch.equal(open_tensors(found, "state.safetensors")["weight"], torch.full((64,), 100.0))
-    assert load_values(found) == {"step": 100}
+    assert load_values(found, "state") == {"step": 100}
     require_complete(found)
 
 
@@ -179,16 +180,17 @@ def test_pruning_keeps_the_newest_that_verify(tmp_path: Path) -> None:
 def test_state_holds_scalars_shared_memory_and_exact_floats(tmp_path: Path) -> None:
     table = torch.randn(4, 3)
     tensors = {"a": table, "tied": table, "row": table[1], "turned": table.T, "step": torch.tensor(3.0)}
-    save_state(tmp_path, tensors, {"loss": 0.1 + 0.2, "seen": [1, 2]}, name="rank0")
+    save_tensors(tmp_path, tensors, "rank0")
+    save_values(tmp_path, {"loss": 0.1 + 0.2, "seen": [1, 2]}, "rank0")
     read, values = open_tensors(tmp_path, "rank*.safetensors"), load_values(tmp_path, "rank0")
     assert all(torch.equal(read[key], tensor) for key, tensor in tensors.items())
     assert values == {"loss": 0.1 + 0.2, "seen": [1, 2]}
     with pytest.raises(CrocodilError, match="no readable state 'state'"):
-        load_values(tmp_path)
+        load_values(tmp_path, "state")
 
 
 def test_no_pickle_is_read(tmp_path: Path) -> None:
-    save_state(tmp_path, {}, {})
+    save_tensors(tmp_path, {}, "state")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "state-0.safetensors")
     with pytest.raises(CrocodilError, match="unreadable"):
         open_tensors(tmp_path)

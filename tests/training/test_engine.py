@@ -17,6 +17,7 @@ from crocodil.errors import CrocodilError
 from crocodil.training.checkpoints import checkpoint_name, publishing
 from crocodil.training.engine import Engine
 from crocodil.training.optimisation import OptimiserConfig, learning_rate
+from crocodil.training.state import open_tensors
 
 CONFIG = OptimiserConfig(lr=1e-2, warmup_steps=3, schedule="cosine", clip_norm=0.5)
 STAGE_1 = "encoder."
@@ -91,7 +92,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 def publish(engine: Engine, run: Path, step: int, stage: int = 0) -> Path:
     with publishing(run, checkpoint_name(step)) as directory:
-        engine.save(directory, step=step, stage=stage, corpus="texts")
+        engine.save(directory, {"step": step, "stage": stage})
     return run / checkpoint_name(step)
 
 
@@ -105,7 +106,7 @@ def test_it_is_adamw_with_clipping_by_the_schedule(accelerator: Accelerator) -> 
     adamw = torch.optim.AdamW(groups, lr=CONFIG.lr, betas=CONFIG.betas, eps=CONFIG.eps)
     for step in range(6):
         list(ours.accumulate([texts(step)], 6, step))
-        norm = ours.update()
+        norm = ours.update().norm
         (oracle(texts(step)).total / 6).backward()
         for group in adamw.param_groups:
             group["lr"] = CONFIG.lr * learning_rate(step, CONFIG, 20)
@@ -152,8 +153,8 @@ def test_a_resumed_run_goes_on_bit_for_bit(accelerator: Accelerator, tmp_path: P
     with resumed.averaged() as mine, straight.averaged() as other:
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), other.parameters(), strict=True))
     # and what is saved then is the same too
-    assert (publish(resumed, tmp_path / "a", 7) / "state-00000.safetensors").read_bytes() == (
-        publish(straight, tmp_path / "b", 7) / "state-00000.safetensors"
+    assert (publish(resumed, tmp_path / "a", 7) / "state-00000-000.safetensors").read_bytes() == (
+        publish(straight, tmp_path / "b", 7) / "state-00000-000.safetensors"
     ).read_bytes()
 
 
@@ -163,7 +164,7 @@ def test_loading_leaves_the_file_and_saving_leaves_the_run_alone(
     straight, saving = engine(accelerator), engine(accelerator)
     losses = train(straight, range(4))
     assert train(saving, range(2)) == losses[:2]
-    file = publish(saving, tmp_path, 2) / "state-00000.safetensors"
+    file = publish(saving, tmp_path, 2) / "state-00000-000.safetensors"
     before = file.read_bytes()
     resumed = engine(accelerator)
     resumed.load(file.parent)
@@ -229,7 +230,7 @@ def test_a_stage_does_not_resume_as_another_one(accelerator: Accelerator, tmp_pa
     train(whole, range(2))
     saved = publish(whole, tmp_path, 2, stage=1)
     part = engine(accelerator, trainable=lambda name: name.startswith(STAGE_1))
-    with pytest.raises(CrocodilError, match="'demasker.*resume its stage"):
+    with pytest.raises(CrocodilError, match="'demasker.*resume its own stage"):
         part.load(saved)
 
 
@@ -242,13 +243,94 @@ def test_a_gradient_that_is_no_number_skips_the_step(bad: float, accelerator: Ac
     poisoned = texts(3)
     poisoned.x[2, 1] = bad
     list(ours.accumulate([poisoned[:3], poisoned[3:]], 6, 3))
-    assert not torch.isfinite(torch.tensor(ours.update()))
+    update = ours.update()
+    assert not update.applied and not torch.isfinite(torch.tensor(update.norm))
     assert same(weights(ours), before)
     # neither moments nor average nor a leftover gradient remember it
     assert train(ours, range(4, 6)) == train(control, range(4, 6))
     assert same(weights(ours), weights(control))
     with ours.averaged() as mine, control.averaged() as other:
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), other.parameters(), strict=True))
+
+
+def test_a_loss_above_the_ceiling_is_not_learned_from(accelerator: Accelerator) -> None:
+    ours = engine(accelerator, ema=0.9)
+    losses = train(ours, range(3))
+    before = weights(ours)
+    for ceiling, applied in ((losses[2] / 100, False), (losses[2] * 100, True)):
+        list(ours.accumulate([texts(3)[:3], texts(3)[3:]], 6, 3, ceiling))
+        assert ours.update().applied == applied
+        assert same(weights(ours), before) != applied
+
+
+def test_what_is_fixed_for_good_is_in_no_checkpoint(accelerator: Accelerator, tmp_path: Path) -> None:
+    """As under adapters: it comes from where the run began."""
+    of = {
+        "trainable": lambda name: name.startswith(STAGE_1),
+        "fixed": lambda name: not name.startswith(STAGE_1),
+    }
+    straight = engine(accelerator, **of)
+    losses = train(straight, range(4))
+    first = engine(accelerator, **of)
+    train(first, range(2))
+    saved = publish(first, tmp_path, 2)
+    assert not [key for key in open_tensors(saved) if "demasker" in key]
+    assert straight.state_bytes() == sum(12 * p.numel() for p in straight.module.encoder.parameters())
+    resumed = engine(accelerator, **of)
+    resumed.load(saved)
+    assert train(resumed, range(2, 4)) == losses[2:]
+
+
+def test_a_large_share_is_written_in_several_files(
+    accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = engine(accelerator)
+    losses = train(ours, range(4))
+    again = engine(accelerator)
+    train(again, range(2))
+    monkeypatch.setattr("crocodil.training.engine.PART_BYTES", 100)
+    saved = publish(again, tmp_path, 2)
+    assert len(list(saved.glob("state-00000-*.safetensors"))) > 3
+    resumed = engine(accelerator, seed=1)
+    resumed.load(saved)
+    assert train(resumed, range(2, 4)) == losses[2:]
+
+
+def test_too_large_a_micro_batch_is_one_line(
+    accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = engine(accelerator)
+
+    def forward(texts: Texts) -> Record:
+        torch.empty(1 << 60)
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(ours, "wrapped", forward)
+    with pytest.raises(CrocodilError, match="step 3: a micro-batch does not fit.*row_tokens"):
+        list(ours.accumulate([texts(0)], 6, 3))
+
+
+def test_moments_of_eight_bits_resume_bit_for_bit(accelerator: Accelerator, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = OptimiserConfig(lr=1e-2, bits=8)
+
+    def wide(seed: int = 0) -> Engine:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            module = Module()
+            module.encoder = nn.Sequential(nn.Linear(4, 2048), nn.Tanh(), nn.Linear(2048, 8))  # 8,192: packed
+        return Engine(accelerator, module, config, 20)
+
+    straight = wide()
+    losses = train(straight, range(6))
+    first = wide()
+    train(first, range(3))
+    packed = first.optimiser.optimizer.state[first.module.encoder[0].weight]["state1"]
+    assert packed.dtype == torch.uint8
+    resumed = wide(1)
+    resumed.load(publish(first, tmp_path, 3))
+    assert train(resumed, range(3, 6)) == losses[3:]
+    assert same(weights(resumed), weights(straight))
 
 
 def test_the_average_is_lent_and_given_back(accelerator: Accelerator) -> None:

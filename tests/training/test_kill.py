@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from crocodil.training.checkpoints import checkpoint_name, checkpoint_step, latest, prune, publishing
 from crocodil.training.run_lock import run_lock
-from crocodil.training.state import save_state
+from crocodil.training.state import save_tensors, save_values
 run_dir = Path(sys.argv[1])
 with run_lock(run_dir):
     newest = latest(run_dir)
@@ -25,7 +25,8 @@ with run_lock(run_dir):
     while True:
         step += 1
         with publishing(run_dir, checkpoint_name(step)) as directory:
-            save_state(directory, {"weight": torch.full((100_000,), float(step))}, {"step": step})
+            save_tensors(directory, {"weight": torch.full((100_000,), float(step))}, "state")
+            save_values(directory, {"step": step}, "state")
         prune(run_dir, keep=2)
         print(step, flush=True)
 """
@@ -48,7 +49,7 @@ def test_a_killed_writer_never_costs_the_last_checkpoint(tmp_path: Path) -> None
         found = latest(tmp_path)
         assert found is not None and checkpoint_step(found) in (reported, reported + 1)
         tensors = open_tensors(found, "state.safetensors")
-        newest = load_values(found)["step"]
+        newest = load_values(found, "state")["step"]
         assert newest == checkpoint_step(found) and (tensors["weight"] == newest).all()
         visible = [path for path in tmp_path.iterdir() if path.is_dir() and not path.name.startswith(".")]
         assert all(damage(path) is None for path in visible)

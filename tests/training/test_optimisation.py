@@ -11,11 +11,11 @@ from crocodil.training.optimisation import (
     Ema,
     OptimiserConfig,
     build_optimiser,
-    carry_moments,
     learning_rate,
     parameter_groups,
+    read_moments,
+    write_moments,
 )
-from crocodil.training.state import load_optimiser, optimiser_tensors
 
 
 def tiny() -> nn.Module:
@@ -77,15 +77,23 @@ def test_no_warmup_starts_at_the_peak() -> None:
     assert learning_rate(0, OptimiserConfig(schedule="linear", warmup_steps=5), 3) == 0.2
 
 
+def carried(
+    source: torch.optim.Optimizer, old: nn.Module, target: torch.optim.Optimizer, new: nn.Module
+) -> None:
+    """Moments by parameter name, as a checkpoint carries them."""
+    for name, parameter in old.named_parameters():
+        if moments := read_moments(source, parameter):
+            kept = {key: tensor.clone() for key, tensor in moments.items()}
+            write_moments(target, dict(new.named_parameters())[name], kept)
+
+
 def test_moments_carried_by_name_give_a_bit_equal_step() -> None:
     straight, resumed = tiny(), tiny()
     optimizer = build_optimiser(straight.named_parameters(), OptimiserConfig(lr=0.01))
     step(straight, optimizer, 3)
-    saved = optimiser_tensors(optimizer, straight.named_parameters())
-    saved = {key: tensor.clone() for key, tensor in saved.items()}
     resumed.load_state_dict(straight.state_dict())
     fresh = build_optimiser(reversed(list(resumed.named_parameters())), OptimiserConfig(lr=0.01))
-    load_optimiser(fresh, saved, resumed.named_parameters())
+    carried(optimizer, straight, fresh, resumed)
     step(straight, optimizer, 2, seed=7)
     step(resumed, fresh, 2, seed=7)
     assert same(weights(straight), weights(resumed))
@@ -97,43 +105,40 @@ def test_moments_pass_between_fused_and_plain(fused: bool) -> None:
     source = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
     step(model, source)
     target = torch.optim.AdamW(model.parameters(), lr=0.01, fused=not fused)
-    load_optimiser(target, optimiser_tensors(source, model.named_parameters()), model.named_parameters())
+    carried(source, model, target, model)
     step(model, target)
     assert all(state["step"].item() == 2 for state in target.state.values())
 
 
-def test_stage_boundary_carries_the_old_and_starts_the_new() -> None:
+def test_what_has_not_been_stepped_has_no_moments() -> None:
     model = tiny()
-    model[2].requires_grad_(False)
-    frozen = weights(model[2])
-    first = build_optimiser(model.named_parameters(), OptimiserConfig(lr=0.01))
-    step(model, first, 3)
-    assert same(frozen, weights(model[2]))
-    old = optimiser_tensors(first, model.named_parameters())
-    assert not any("2." in key for key in old)
-    model.requires_grad_(True)
-    second = build_optimiser(model.named_parameters(), OptimiserConfig(lr=0.01))
-    carried = carry_moments(old, second, model.named_parameters())
-    assert carried == ["0.weight", "0.bias", "1.weight", "1.bias"]
-    step(model, second)
-    counts = {name: int(second.state[p]["step"]) for name, p in model.named_parameters()}
-    assert counts == {**dict.fromkeys(carried, 4), "2.weight": 1, "2.bias": 1}
-    assert not same(frozen, weights(model[2]))
+    optimizer = build_optimiser(model.named_parameters(), OptimiserConfig())
+    assert read_moments(optimizer, model[0].weight) == {}
 
 
-def test_moments_of_another_model_are_refused() -> None:
+def test_moments_of_another_shape_are_refused() -> None:
     model = tiny()
     optimizer = build_optimiser(model.named_parameters(), OptimiserConfig())
     step(model, optimizer)
-    saved = optimiser_tensors(optimizer, model.named_parameters())
     other = nn.Sequential(nn.Linear(3, 5))
     target = build_optimiser(other.named_parameters(), OptimiserConfig())
-    with pytest.raises(CrocodilError, match=r"exp_avg/0\.weight has shape \(4, 3\)"):
-        carry_moments(saved, target, other.named_parameters())
-    smaller = nn.Sequential(nn.Linear(3, 4))
-    target = build_optimiser(smaller.named_parameters(), OptimiserConfig())
-    with pytest.raises(CrocodilError, match=r"optimiser state of '1\.bias'"):
-        load_optimiser(target, saved, smaller.named_parameters())
+    with pytest.raises(CrocodilError, match=r"exp_avg has shape \(4, 3\)"):
+        write_moments(target, other[0].weight, read_moments(optimizer, model[0].weight))
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (63, 131), (4096,), (7,)])
+def test_eight_bit_moments_survive_unpacking_and_packing(shape: tuple[int, ...]) -> None:
+    pytest.importorskip("bitsandbytes")
+    parameters = [nn.Parameter(torch.randn(shape)) for _ in range(2)]
+    optimisers = [build_optimiser([("w", p)], OptimiserConfig(lr=0.01, bits=8)) for p in parameters]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        parameters[0].grad = torch.randn(shape, generator=generator)
+        optimisers[0].step()
+    write_moments(optimisers[1], parameters[1], read_moments(optimisers[0], parameters[0]))
+    one, other = (o.state[p] for o, p in zip(optimisers, parameters, strict=True))
+    assert one.keys() == other.keys() and one["step"] == other["step"] == 3
+    assert all(torch.equal(one[key], other[key]) for key in one if isinstance(one[key], torch.Tensor))
 
 
 def test_ema_is_the_average_of_the_formula() -> None:
@@ -151,22 +156,6 @@ def test_ema_is_the_average_of_the_formula() -> None:
     assert ema.average["weight"].item() == pytest.approx(expected)
 
 
-def test_ema_swap_restores_after_an_exception() -> None:
-    model = tiny().to(torch.bfloat16)
-    ema = Ema(model.named_parameters(), decay=0.9)
-    initial = weights(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1.0)
-    trained = weights(model)
-    with pytest.raises(RuntimeError, match="evaluation"):
-        with ema.swap(model):
-            assert same(weights(model), initial)
-            raise RuntimeError("evaluation")
-    assert same(weights(model), trained)
-    assert all(tensor.dtype == torch.float32 for tensor in ema.average.values())
-
-
 def test_ema_state_round_trip_and_refusal() -> None:
     model = tiny()
     ema = Ema(model.named_parameters(), decay=0.9)
@@ -182,8 +171,5 @@ def test_ema_state_round_trip_and_refusal() -> None:
         other.load(Ema(nn.Linear(1, 1).named_parameters(), 0.9).average, 1)
     with pytest.raises(CrocodilError, match="no parameter"):
         other.load({"9.weight": torch.zeros(1)}, 1)
-    with pytest.raises(CrocodilError, match="unwrapped"):
-        with other.swap(nn.ModuleDict({"module": model})):
-            pass
     with pytest.raises(CrocodilError, match="decay"):
         Ema(model.named_parameters(), 1.0)

@@ -14,12 +14,12 @@ from crocodil.errors import CrocodilError
 from crocodil.training.checkpoints import checkpoint_name, damage, latest, prune, publishing
 from crocodil.training.ranks import broadcast, gather, rank_and_world
 from crocodil.training.run_lock import run_lock
-from crocodil.training.state import open_tensors, save_state
+from crocodil.training.state import open_tensors, save_tensors
 
 
 def save(run_dir: Path, step: int, rank: int) -> None:
     with publishing(run_dir, checkpoint_name(step)) as directory:
-        save_state(directory, {"part": torch.full((8,), float(rank))}, {"step": step}, f"rank{rank}")
+        save_tensors(directory, {"part": torch.full((8,), float(rank))}, f"rank{rank}")
 
 
 def on_each_rank(rank: int, run_dir: Path) -> None:
@@ -36,8 +36,8 @@ def on_each_rank(rank: int, run_dir: Path) -> None:
                         raise OSError("disk full")
             save(run_dir, 3, rank)
             if rank == 0:
-                file = run_dir / checkpoint_name(3) / "rank1.json"
-                file.write_text(file.read_text().replace("3", "4"))
+                file = run_dir / checkpoint_name(3) / "rank1.safetensors"
+                file.write_bytes(file.read_bytes()[:-1] + b"\x01")
             gather(None)
             found = latest(run_dir)
             assert found == run_dir / checkpoint_name(1)

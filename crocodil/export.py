@@ -1,0 +1,289 @@
+"""A whole model folder out of what there is: another dtype, a training checkpoint, adapters merged into their base.
+
+What is written appears whole or not at all, and never in place of something else.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from crocodil.adapters import base_folder, inject, load_adapted, merge, read_adapters, trainable
+from crocodil.autoencoder import Autoencoder
+from crocodil.bundle import (
+    DTYPES,
+    INDEX,
+    load_autoencoder,
+    open_demasker,
+    read_index,
+    resolve,
+    save_autoencoder,
+    save_unguided,
+)
+from crocodil.demasker.llada import LLaDA
+from crocodil.demasker.weights import save_llada
+from crocodil.errors import CrocodilError
+from crocodil.shards import SHARD_BYTES, list_tensors, read_json
+from crocodil.text.vocabulary import Vocabulary
+from crocodil.training.checkpoints import checkpoint_step, latest, publishing, require_complete
+from crocodil.training.config import load_config
+from crocodil.training.state import open_tensors
+
+CONFIG = "config.yaml"
+_OF_DENOISER = ("config.json", "training.json", "*.safetensors", "*.safetensors.index.json", "README.md")
+_STORED = {"BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    source: str
+    kind: str
+    """What the source is: `model`, `demasker`, `checkpoint` or `adapters`."""
+    out: str
+    dtype: str
+    bytes: int
+    """Of all weights on disk."""
+    step: int | None = None
+    """Optimiser steps of a checkpoint."""
+    averaged: bool | None = None
+    """Whether a checkpoint's average was taken."""
+    denoisers: tuple[str, ...] = ()
+    """Those that went along: those of a model whose encoder is still the same to the last bit."""
+    left: tuple[str, ...] = ()
+    """Those that did not."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A source in memory."""
+
+    kind: str
+    module: Autoencoder | LLaDA
+    vocabulary: Vocabulary
+    dtype: str
+    """What it is written in unless another is asked for."""
+    window: int = 0
+    trained: Mapping[str, Any] | None = None
+    step: int | None = None
+    averaged: bool | None = None
+    card: Path | None = None
+    """Of the source, which tells more than ours can."""
+    denoisers: list[Path] = field(default_factory=list)
+
+
+def export(
+    source: str | Path,
+    out: str | Path,
+    dtype: str | None = None,
+    *,
+    llada: bool = False,
+    average: bool | None = None,
+    base: str | Path | None = None,
+    replace: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> Exported:
+    """Write a model folder, or LLaDA alone.
+
+    Args:
+        source: a model folder or hub id; a run of train_demasker.py (its newest whole checkpoint) or one of its
+            checkpoints; or a folder of adapters, which are merged.
+        out: a folder that does not exist yet.
+        dtype: of the weights on disk, `bfloat16`, `float16` or `float32`; None keeps a model's, takes the base's for
+            adapters, and for a checkpoint what the configuration of the run says.
+        llada: write the demasker alone, in the released LLaDA layout, with the tokenizer beside it.
+        average: take a checkpoint's average of weights, or the weights; None takes the average where there is one.
+        base: the model that adapters were trained on, where it is not where they say.
+        replace: take the place of what a former export wrote.
+        shard_bytes: the most a file of LLaDA alone holds, unless one tensor is larger.
+
+    Raises:
+        CrocodilError: a source that cannot be read, an option it does not have, or something at `out` already.
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    out = Path(out).expanduser()
+    if out.name in ("", "..") or (os.path.lexists(out) and not replace):
+        raise CrocodilError(f"{out} exists already: name a folder that does not, or remove it")
+    if dtype is not None and dtype not in DTYPES:
+        raise CrocodilError(f"dtype = {dtype!r}: it is one of {', '.join(DTYPES)}")
+    opened = _open(source, dtype, llada, average, base)
+    module, kind = opened.module, DTYPES[opened.dtype]
+    if kind == torch.float16:
+        _check_range(module)
+    same = isinstance(module, Autoencoder) and _is_exact(module.encoder, kind)
+    kept, left = (opened.denoisers, []) if same and not llada else ([], opened.denoisers)
+    with publishing(out.parent, out.name, replace=replace) as folder:
+        if llada:
+            demasker = module if isinstance(module, LLaDA) else module.demasker.llada
+            save_llada(demasker, folder, shard_bytes, kind)
+            opened.vocabulary.save(folder)
+        elif isinstance(module, LLaDA):
+            save_unguided(folder, module, opened.vocabulary, kind)
+        else:
+            save_autoencoder(folder, module, opened.vocabulary, opened.window, kind, opened.trained)
+            if opened.card is not None:
+                shutil.copyfile(opened.card, folder / "README.md")
+            for denoiser in kept:
+                _copy_denoiser(denoiser, folder / "denoiser" / denoiser.name)
+        size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    return Exported(
+        str(source), opened.kind, str(out), opened.dtype, size, opened.step, opened.averaged,
+        tuple(one.name for one in kept), tuple(one.name for one in left),
+    )  # fmt: skip
+
+
+def _open(
+    source: str | Path, dtype: str | None, llada: bool, average: bool | None, base: str | Path | None
+) -> _Opened:
+    """The source in memory, whatever it is."""
+    folder = resolve(source)
+    index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+    is_checkpoint = folder.name.startswith("step-") and (folder.parent / CONFIG).is_file()
+    if is_checkpoint or (not index and (folder / CONFIG).is_file()):
+        if base is not None:
+            raise CrocodilError(f"{source} is of a run, which names its base itself; leave base out")
+        return _open_checkpoint(folder, folder.parent if is_checkpoint else folder, dtype, average)
+    if average is not None:
+        raise CrocodilError(f"{source} is no checkpoint: it has no average to take or to leave")
+    if index.get("kind") == "adapters":
+        return _open_adapters(folder, dtype, base)
+    if base is not None:
+        raise CrocodilError(f"{source} holds no adapters: it has no base")
+    if index.get("model_type") == "llada":
+        if not llada:
+            raise CrocodilError(f"{source} is a LLaDA by itself: with --llada it is written anew as one")
+        guided = False
+    else:
+        guided = read_index(folder).kind == "autoencoder"
+    wanted = None if dtype is None else DTYPES[dtype]
+    if llada or not guided:
+        demasker, vocabulary = open_demasker(folder, wanted)
+        return _Opened("demasker", demasker, vocabulary, dtype or _kept(_demasker(folder)))
+    kept = _kept(folder / "demasker", folder / "encoder") if dtype is None else dtype
+    autoencoder, vocabulary = load_autoencoder(folder, dtype=wanted)
+    card = folder / "README.md"
+    return _Opened(
+        "model", autoencoder, vocabulary, kept, read_index(folder).window, _record(folder),
+        card=card if card.is_file() else None, denoisers=_denoisers(folder),
+    )  # fmt: skip
+
+
+def _open_adapters(folder: Path, dtype: str | None, base: str | Path | None) -> _Opened:
+    """Adapters, merged into their base."""
+    found = read_adapters(folder)
+    kept = dtype or _kept(_demasker(base_folder(found, base)))
+    autoencoder, vocabulary, _ = load_adapted(folder, base, dtype=DTYPES[kept])
+    record = (_record(folder) or {}) | {"adapters": asdict(found.base)}
+    return _Opened(
+        "adapters", autoencoder, vocabulary, kept, found.index.window, record, denoisers=_denoisers(folder)
+    )
+
+
+def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool | None) -> _Opened:
+    """A checkpoint of train_demasker.py; every file of it is verified first, and every tensor accounted for."""
+    from crocodil.joint import DemaskerRecipe, as_built, build
+
+    try:
+        config = load_config(DemaskerRecipe, str(run / CONFIG))
+    except CrocodilError as error:
+        raise CrocodilError(f"{run} is no run of train_demasker.py ({error})") from None
+    if folder == run:
+        newest = latest(run)
+        if newest is None:
+            raise CrocodilError(
+                f"{run} has no whole checkpoint; what a finished run wrote is {run / 'export'}"
+            )
+        folder = newest
+    else:
+        require_complete(folder)
+    tensors = open_tensors(folder)
+    has_average = any(name.startswith("ema/average/") for name in tensors)
+    if average and not has_average:
+        raise CrocodilError(f"{folder} has no average of weights (ema was 0); leave --average out")
+    averaged = has_average if average is None else average
+    module, vocabulary = build(config, mapped=True)  # of its weights only those under adapters stay
+    record = as_built(config, module)
+    name = dtype or config.export_dtype
+    if config.lora is not None:
+        inject(module, config.lora, config.seed)
+    parameters = dict(module.named_parameters())
+    if config.lora is not None:
+        # what lies under adapters is in no checkpoint; a merge wants all its digits
+        for parameter in parameters.values():
+            parameter.data = parameter.data.float()
+        parameters = {key: parameter for key, parameter in parameters.items() if trainable(key)}
+    stored = {key.removeprefix("model/") for key in tensors if key.startswith("model/")}
+    if odd := sorted(stored ^ parameters.keys()):
+        raise CrocodilError(
+            f"{folder}: parameter {odd[0]!r} is on one side only; {run / CONFIG} is of another model"
+        )
+    for key, parameter in parameters.items():
+        mean = f"ema/average/{key}"
+        value = tensors[mean if averaged and mean in tensors else f"model/{key}"]
+        if value.shape != parameter.shape:
+            raise CrocodilError(
+                f"{folder}: {key} has shape {tuple(value.shape)}, {run / CONFIG} asks for {tuple(parameter.shape)}: "
+                "they are not of one run"
+            )
+        # a merge wants all digits
+        parameter.data = value.to(DTYPES[name] if config.lora is None else torch.float32, copy=True)
+    merge(module)
+    step = checkpoint_step(folder)
+    trained = {"recipe": "train_demasker", "steps": step, "config": record}
+    return _Opened(
+        "checkpoint", module, vocabulary, name, max(config.data.lengths), trained, step, averaged
+    )  # fmt: skip
+
+
+def _demasker(folder: Path) -> Path:
+    """Where the LLaDA of a folder is: below it, or all of it."""
+    return folder / "demasker" if (folder / "demasker").is_dir() else folder
+
+
+def _kept(*folders: Path) -> str:
+    """The dtype of the weights in these folders."""
+    found = {
+        _STORED.get(tensor.dtype, "float32") for folder in folders for tensor in list_tensors(folder).values()
+    }
+    if len(found) > 1:
+        raise CrocodilError(
+            f"{folders[0].parent} mixes {' and '.join(sorted(found))}: say which --dtype you want"
+        )
+    return found.pop()
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """How a model was made, if it says so."""
+    file = folder / "training.json"
+    return read_json(file) if file.is_file() else None
+
+
+def _denoisers(folder: Path) -> list[Path]:
+    return sorted((folder / "denoiser").glob("[!.]*/"))
+
+
+def _copy_denoiser(folder: Path, out: Path) -> None:
+    out.mkdir(parents=True)
+    for pattern in _OF_DENOISER:
+        for file in folder.glob(pattern):
+            shutil.copyfile(file, out / file.name)
+
+
+def _is_exact(module: nn.Module, kind: torch.dtype) -> bool:
+    """Whether no weight changes on its way into this dtype."""
+    return all(torch.equal(tensor, tensor.to(kind).to(tensor.dtype)) for tensor in module.parameters())
+
+
+def _check_range(module: nn.Module) -> None:
+    """float16 ends at 65,504; beyond it there is only infinity."""
+    for name, tensor in module.named_parameters():
+        if tensor.abs().max() > torch.finfo(torch.float16).max:
+            raise CrocodilError(f"{name} has values that float16 does not hold; take bfloat16 or float32")
