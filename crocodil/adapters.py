@@ -131,13 +131,16 @@ class Adapters:
 # --- training ---
 
 
-def inject(autoencoder: Autoencoder, settings: LoraSettings, seed: int) -> None:
+def inject(
+    autoencoder: Autoencoder, settings: LoraSettings, seed: int, dtype: torch.dtype | None = None
+) -> None:
     """Put adapters into a model, in place and before an engine is built, and freeze what they leave as it is.
 
     They begin at nothing: what the model computes is unchanged until they are trained.
 
     Args:
         seed: of the first values, the same on every rank.
+        dtype: of what is left as it is; None keeps it. What trains is float32.
 
     Raises:
         CrocodilError: PEFT is missing, or there are adapters already.
@@ -157,7 +160,9 @@ def inject(autoencoder: Autoencoder, settings: LoraSettings, seed: int) -> None:
                 )
                 peft.inject_adapter_in_model(config, backbone, ADAPTER)
     for name, parameter in autoencoder.named_parameters():
-        parameter.requires_grad_(trainable(name))
+        learns = trainable(name)
+        parameter.requires_grad_(learns)
+        parameter.data = parameter.data.to(torch.float32 if learns else dtype or parameter.dtype)
 
 
 def trainable(name: str) -> bool:

@@ -8,6 +8,7 @@ What can be set is in `crocodil/joint.py`. Ctrl-C saves a checkpoint; the same c
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -53,27 +54,31 @@ def main() -> None:
     arguments = parse_arguments(DemaskerRecipe, None, __doc__ or "")
     config = arguments.config
     ranks = accelerator(config)
-    with run_lock(Path(config.run)):
-        train(config, ranks, arguments.resume)
+    run = Path(config.run)
+    with run_lock(run):
+        done = train(config, ranks, arguments.resume)
     leave(ranks)
+    if done and config.lora is not None and ranks.is_main_process:
+        export(run / "adapters", run / "export", config.export_dtype, replace=True)
+        print(f"merged into {run / 'export'}", file=sys.stderr)
 
 
-def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> None:
+def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> bool:
+    """Returns whether all steps are done."""
     torch.manual_seed(config.seed)
 
     check_batch(config.batch_size, ranks.num_processes)
 
     # Model and texts.
-    module, vocabulary = build(config, mapped=is_taken_apart(ranks))
+    module, vocabulary = build(config, mapped=config.lora is not None or is_taken_apart(ranks))
     base = None
     if config.lora is not None:
-        given = (
-            {"model": config.start}
-            if config.start
-            else {"demasker": config.demasker, "encoder": config.encoder}
-        )
-        base = adapters.base_of(module, **given) if ranks.is_main_process else None
-        adapters.inject(module, config.lora, config.seed)
+        if ranks.is_main_process:
+            base = adapters.base_of(
+                module, model=config.start, demasker=config.demasker, encoder=config.encoder
+            )
+        narrow = torch.bfloat16 if ranks.mixed_precision == "bf16" else torch.float32
+        adapters.inject(module, config.lora, config.seed, narrow)
     is_fixed = (lambda name: not adapters.trainable(name)) if config.lora else (lambda name: False)
     record = as_built(config, module)
     llada, K, D = module.demasker.llada, module.encoder.K, module.encoder.D
@@ -158,7 +163,7 @@ def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> Non
 
                 # 6. Save.
                 if run.save(engine, step, stage, must=step == until):
-                    return
+                    return False
             if until < config.steps:
                 engine.close()
 
@@ -173,8 +178,7 @@ def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> Non
                 lambda out, m: adapters.save_adapters(out, m, vocabulary, window, base, trained),
                 name="adapters",
             )
-            if ranks.is_main_process:
-                export(run.folder / "adapters", run.folder / "export", config.export_dtype, replace=True)
+    return True
 
 
 def cost(module: Autoencoder, batches: list[Batch]) -> tuple[int, float]:

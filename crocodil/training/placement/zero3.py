@@ -43,7 +43,8 @@ class Zero3:
             if not own:
                 continue
             for parameter in own:
-                parameter.data = parameter.data.to(accelerator.device, dtype)
+                # a copy even on the CPU, because DeepSpeed broadcasts into it
+                parameter.data = parameter.data.to(accelerator.device, dtype, copy=True)
             deepspeed.zero.Init(module=nn.ParameterList(own), config_dict_or_path=settings, dtype=dtype)
 
     def settle(self, wrapped: nn.Module) -> None:
