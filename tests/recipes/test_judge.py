@@ -16,7 +16,7 @@ from crocodil.text.windows import Sample
 from crocodil.training.config import load_config
 from crocodil.training.log import read_metrics
 from recipes.train_judge import Judge, JudgeRecipe, JudgeShape, WholeTexts, fresh_judge, save_judge
-from tests.recipes import test_recipes as neighbour
+from tests.recipes import tiny as neighbour
 
 TINY = JudgeShape(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
 # Adam's first step is the sign of the gradient; with the usual eps, rounding alone would turn some signs.
@@ -26,8 +26,6 @@ TINY_JUDGE = [
     *neighbour.TINY_DATA,
 ]  # fmt: skip
 TEXTS = ("x = 1\n", "", " def f(a):\n\n    return 'é\t日本' # <|endoftext|><|mdm_mask|>\n")
-
-texts = neighbour.texts
 
 
 @pytest.fixture(scope="module")

@@ -22,104 +22,15 @@ from recipes.train_base import BaseRecipe
 from recipes.train_demasker import DemaskerRecipe
 from recipes.train_denoiser import DenoiserRecipe
 from recipes.train_judge import JudgeRecipe
-
-ROOT = Path(__file__).parents[2]
-TINY_DATA = [
-    "data.lengths=[32]",
-    "data.held_out=0.2",
-    "data.short_fraction=0.2",
-    "batch_size=6",
-    "row_tokens=96",
-]
-TINY_BASE = [
-    "shape.d_model=32", "shape.n_layers=2", "shape.n_heads=2", "shape.mlp_hidden_size=64", "shape.vocabulary=300",
-    "steps=3", "optimiser.lr=0.003", *TINY_DATA,
-]  # fmt: skip
-# Adam's first step is the sign of the gradient; with the usual eps, rounding alone would turn some signs.
-TINY_DENOISER = [
-    "preset=nano", "k=4", "steps=3", "batch_size=6", "micro_batch=2", "ema=0.5", "optimiser.lr=0.003",
-    "optimiser.eps=1e-4", "export_dtype=float32", "data.lengths=[32]", "data.held_out=0.2",
-]  # fmt: skip
-TINY_DEMASKER = [
-    "encoder_shape.hidden_size=24", "encoder_shape.num_hidden_layers=1", "encoder_shape.num_attention_heads=2",
-    "encoder_shape.num_key_value_heads=2", "encoder_shape.intermediate_size=48", "K=4", "encoder_steps=2", "steps=4",
-    "optimiser.lr=0.003", "optimiser.eps=1e-4", "ema=0.5", "suffix_from=31", "save_every=100", "export_dtype=float32",
-    *TINY_DATA,
-]  # fmt: skip
-
-
-def launch(recipe: str, where: str, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch` as the README says it, one thread a rank."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CI": "true"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.accelerate_cli",
-        "launch",
-        "--config_file",
-        f"launch/{where}",
-    ]
-    done = subprocess.run(
-        [*command, f"recipes/{recipe}", *overrides],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    if check and done.returncode:
-        raise AssertionError(f"{recipe} on {where} failed:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
-    return done
-
-
-def losses(run: Path) -> list[float]:
-    return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
-
-
-def validation(run: Path) -> list[float]:
-    """Every cross-entropy on held-out texts."""
-    records = read_metrics(run / "metrics.jsonl")
-    return [
-        value for record in records for name, value in record.items() if name.startswith("cross_entropy@")
-    ]
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty small programs that no interpreter's version changes."""
-    folder = tmp_path_factory.mktemp("texts")
-    for i in range(20):
-        lines = [f"def function_{i}(x, y):", f'    """Return {i} of x and y."""']
-        lines += [f"    value_{j} = x * {i * j} + y // {j + 1}" for j in range(4 + i)]
-        lines += [f"    return value_{j}" for j in range(2)]
-        (folder / f"{i}.py").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Path:
-    run = tmp_path_factory.mktemp("base") / "run"
-    launch("train_base.py", "cpu.yaml", f"run={run}", *common(texts, run), *TINY_BASE)
-    return run
-
-
-@pytest.fixture(scope="module")
-def one_rank(tmp_path_factory: pytest.TempPathFactory, texts: Path, base: Path) -> Path:
-    run = tmp_path_factory.mktemp("one") / "run"
-    launch("train_demasker.py", "cpu.yaml", *demasker(texts, base, run))
-    return run
-
-
-def common(texts: Path, run: Path) -> list[str]:
-    return [
-        f"data.source={texts}", f"data.cache={run.parent / 'corpus'}", "log_every=1", "validate_every=3",
-        "validation_texts=8",
-    ]  # fmt: skip
-
-
-def demasker(texts: Path, base: Path, run: Path) -> list[str]:
-    return [f"run={run}", f"demasker={base / 'export'}", *common(texts, run), *TINY_DEMASKER]
+from tests.recipes.tiny import (
+    ROOT,
+    TINY_DEMASKER,
+    TINY_DENOISER,
+    common,
+    demasker,
+    launch,
+    losses,
+)
 
 
 def test_golden_losses_of_the_base_recipe(base: Path) -> None:
@@ -128,29 +39,6 @@ def test_golden_losses_of_the_base_recipe(base: Path) -> None:
 
 def test_golden_losses_of_the_demasker_recipe(one_rank: Path) -> None:
     assert losses(one_rank) == pytest.approx(GOLDEN_DEMASKER, rel=2e-4)
-
-
-def test_two_ranks_give_the_losses_of_one(texts: Path, base: Path, one_rank: Path, tmp_path: Path) -> None:
-    launch("train_demasker.py", "cpu2.yaml", *demasker(texts, base, tmp_path / "run"))
-    assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), abs=1e-5)
-
-
-@pytest.mark.deepspeed
-def test_zero3_gives_the_losses_of_one_rank(texts: Path, base: Path, one_rank: Path, tmp_path: Path) -> None:
-    """Two CPU ranks under DeepSpeed ZeRO-3, through the stage boundary; the export equals the plain one."""
-    pytest.importorskip("deepspeed")
-    if shutil.which("g++") is None and shutil.which("c++") is None:
-        pytest.skip("DeepSpeed wants a C++ compiler")
-    launch("train_demasker.py", "zero3_cpu2.yaml", *demasker(texts, base, tmp_path / "run"))
-    assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), abs=1e-5)
-    assert validation(tmp_path / "run") == pytest.approx(validation(one_rank), abs=1e-5)  # of the average
-    from safetensors.torch import load_file
-
-    for file in ("demasker/model.safetensors", "demasker/guide.safetensors", "encoder/model.safetensors"):
-        ours, plain = load_file(tmp_path / "run" / "export" / file), load_file(one_rank / "export" / file)
-        assert ours.keys() == plain.keys()
-        for name, tensor in plain.items():
-            assert (ours[name] - tensor).abs().max() < 1e-5, name
 
 
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(

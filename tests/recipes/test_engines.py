@@ -1,0 +1,89 @@
+"""Every engine that launch/ knows is the same training: losses, validation of the average, and the weights at the end.
+
+The files are those that a cluster would take; only the number of processes is another, and a CPU has no 16 bits here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from crocodil.training.checkpoints import checkpoint_name
+from tests.recipes.tiny import demasker, launch, losses, validation, weights_differ
+
+deepspeed = pytest.mark.deepspeed
+slow = pytest.mark.slow
+
+
+@pytest.fixture
+def needs_deepspeed() -> None:
+    pytest.importorskip("deepspeed")
+    if shutil.which("g++") is None and shutil.which("c++") is None:
+        pytest.skip("DeepSpeed wants a C++ compiler")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "cpu2.yaml",
+        "fsdp2.yaml",
+        pytest.param("ddp8.yaml", marks=slow),
+        pytest.param("zero3_cpu2.yaml", marks=deepspeed),
+        pytest.param("zero2.yaml", marks=deepspeed),
+        pytest.param("zero3.yaml", marks=[deepspeed, slow]),
+        pytest.param("zero3_offload.yaml", marks=[deepspeed, slow]),
+    ],
+)
+def test_two_ranks_are_the_training_of_one(
+    where: str, texts: Path, base: Path, one_rank: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Through the stage boundary, with an average, and with texts reconstructed in between."""
+    if "zero" in where:
+        request.getfixturevalue("needs_deepspeed")
+    run = tmp_path / "run"
+    about = [*demasker(texts, base, run), "sample_every=2", "samples=2", "sample_nfe=2"]
+    launch("train_demasker.py", where, *about, ranks=2)
+    assert losses(run) == pytest.approx(losses(one_rank), abs=1e-5)
+    assert validation(run) == pytest.approx(validation(one_rank), abs=1e-5)
+    assert weights_differ(run, one_rank) < 1e-5
+    written = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in written] == [2, 2, 4, 4]
+    assert all(one["text"] and isinstance(one["reconstruction"], str) for one in written)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "cpu.yaml",
+        pytest.param("fsdp2.yaml", marks=slow),
+        pytest.param("zero3.yaml", marks=[deepspeed, slow]),
+    ],
+)
+def test_adapters_train_the_same_everywhere_and_are_merged(
+    where: str, texts: Path, base: Path, one_rank: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if "zero" in where:
+        request.getfixturevalue("needs_deepspeed")
+    import crocodil
+
+    run = tmp_path / "run"
+    about = [*demasker(texts, base, run), f"start={one_rank / 'export'}", "lora.rank=2"]
+    launch("train_demasker.py", where, *about, ranks=None if where == "cpu.yaml" else 2)
+    assert losses(run) == pytest.approx(GOLDEN_LORA, rel=2e-4)
+    stored = sum(file.stat().st_size for file in (run / checkpoint_name(4)).glob("*.safetensors"))
+    assert stored < 0.7 * sum(f.stat().st_size for f in (one_rank / checkpoint_name(4)).glob("*.safetensors"))
+    merged = crocodil.load(str(run / "export"))
+    adapted = crocodil.load(str(one_rank / "export"), adapters=str(run / "adapters"))
+    assert merged.fingerprint == adapted.fingerprint != crocodil.load(str(one_rank / "export")).fingerprint
+
+
+@slow
+def test_compiled_blocks_compute_the_same(texts: Path, base: Path, one_rank: Path, tmp_path: Path) -> None:
+    launch("train_demasker.py", "cpu.yaml", *demasker(texts, base, tmp_path / "run"), "compile=true")
+    assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), rel=1e-5)
+
+
+GOLDEN_LORA = [4.755730311075847, 3.472846825917562, 3.97509765625, 4.7719340324401855]
