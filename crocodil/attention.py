@@ -9,9 +9,9 @@ Shape letters: B texts, T packed positions of all texts together, H heads, C cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import cast
 
 import torch
@@ -118,18 +118,25 @@ def attend(
 def _varlen(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, causal: bool
 ) -> torch.Tensor:
-    """torch's own variable-length flash attention: one kernel for the whole row (CUDA, 16 bit)."""
+    """Variable-length flash attention, one kernel for the whole row (CUDA, 16 bit): flash-attn's where it is installed,
+    else torch's own."""
+    ends, longest = segments.boundaries, segments.longest
+    flash_attn = _flash_attn()
+    if flash_attn is not None:
+        return flash_attn(q[0], k[0], v[0], ends, ends, longest, longest, causal=causal)[None]
     from torch.nn.attention.varlen import varlen_attn
 
     copies = q.shape[-2] // k.shape[-2]
-    out = varlen_attn(
-        q[0],
-        k[0].repeat_interleave(copies, dim=-2),
-        v[0].repeat_interleave(copies, dim=-2),
-        segments.boundaries,
-        segments.boundaries,
-        segments.longest,
-        segments.longest,
-        window_size=(-1, 0) if causal else (-1, -1),
-    )
-    return cast(torch.Tensor, out)[None]
+    k, v = (x[0].repeat_interleave(copies, dim=-2) for x in (k, v))
+    window = (-1, 0) if causal else (-1, -1)
+    return cast(torch.Tensor, varlen_attn(q[0], k, v, ends, ends, longest, longest, window_size=window))[None]
+
+
+@cache
+def _flash_attn() -> Callable[..., torch.Tensor] | None:
+    """flash-attn's kernel, which shares key/value heads among queries without copying them; None without the package."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+    return cast(Callable[..., torch.Tensor], flash_attn_varlen_func)

@@ -33,6 +33,7 @@ from crocodil.training.deal import deal
 from crocodil.training.engine import Engine
 from crocodil.training.limits import check_batch, check_rows, require_at_least
 from crocodil.training.loop import LoopConfig
+from crocodil.training.placement import is_taken_apart
 from crocodil.training.randomness import generator
 from crocodil.training.ranks import total
 from crocodil.training.run import Run, require_room
@@ -104,7 +105,8 @@ def train(config: BaseRecipe, ranks: Accelerator, resume: str | None) -> None:
     # Texts and vocabulary.
     parts = load_split(config.data)
     if config.start is not None:
-        model, vocabulary = open_demasker(config.start)
+        mapped = is_taken_apart(ranks)  # then every rank reads its own pieces
+        model, vocabulary = open_demasker(config.start, None if mapped else torch.float32, mapped)
         model.allow(max(config.data.lengths))
     else:
         vocabulary = train_bpe((d.text for d in parts.train[::4]), config.shape.vocabulary)

@@ -123,12 +123,33 @@ def test_the_gpu_kernel_is_asked_for_the_same_attention(
         look_back = {(-1, -1): False, (-1, 0): True}[asked["window_size"]]
         return oracle(asked["query"][None], asked["key"][None], asked["value"][None], lengths, look_back)[0]
 
+    from crocodil import attention
     from crocodil.attention import _varlen
 
+    monkeypatch.setattr(attention, "_flash_attn", lambda: None)
     monkeypatch.setattr(varlen, "varlen_attn", stand_in)
     lengths = (3, 7, 1, 7)
     inputs = [x.detach() for x in qkv(sum(lengths), 2)]
     ours = _varlen(*inputs, Segments.of(lengths), causal)
+    assert (ours - oracle(*inputs, lengths, causal)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_attn_is_asked_where_it_is_installed(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arguments as flash_attn 2 names them; heads of keys are not repeated for it."""
+    from crocodil import attention
+
+    def stand_in(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, causal=False
+    ):  # type: ignore[no-untyped-def]
+        assert torch.equal(cu_seqlens_q, cu_seqlens_k) and max_seqlen_q == max_seqlen_k == 7 and not dropout_p
+        assert k.shape[1] == v.shape[1] == 2 and cu_seqlens_q.dtype == torch.int32
+        return oracle(q[None], k[None], v[None], tuple(cu_seqlens_q.diff().tolist()), causal)[0]
+
+    monkeypatch.setattr(attention, "_flash_attn", lambda: stand_in)
+    lengths = (3, 7, 1, 7)
+    inputs = [x.detach() for x in qkv(sum(lengths), 2)]
+    ours = attention._varlen(*inputs, Segments.of(lengths), causal)
     assert (ours - oracle(*inputs, lengths, causal)).abs().max() < 1e-6
 
 
