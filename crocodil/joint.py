@@ -5,10 +5,12 @@ It stands here and not in the recipe, because `crocodil plan` and `crocodil expo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
 from crocodil.adapters import LoraSettings
@@ -176,7 +178,7 @@ def blueprint(config: DemaskerRecipe, llada: LLaDAConfig, encoder: Qwen3Config) 
     return Autoencoder(registers, demasker, config.corruption.register_noise)
 
 
-def compile_blocks(module: Autoencoder) -> None:
-    """torch.compile every block in place, for any length; attention itself stays as it is (its kernels are fused)."""
-    for block in (*module.demasker.llada.blocks, *module.encoder.backbone.layers):
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """torch.compile blocks in place, for any length; attention itself stays as it is (its kernels are fused)."""
+    for block in blocks:
         block.compile(dynamic=True)

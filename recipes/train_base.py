@@ -21,6 +21,7 @@ from crocodil.demasker.loss import Losses
 from crocodil.demasker.masking import MaskedTexts, MaskingConfig
 from crocodil.demasker.unguided import UnguidedDemasker
 from crocodil.errors import CrocodilError, one_line_errors
+from crocodil.joint import compile_blocks
 from crocodil.metrics.cost import demasker_flops
 from crocodil.metrics.likelihood import score_levels
 from crocodil.text.data import DataConfig, load_split, windows_of
@@ -80,6 +81,8 @@ class BaseRecipe(LoopConfig):
     """Tokens of a micro-batch: whole texts are packed into rows of at most this many."""
     recompute: bool = False
     """Activation checkpointing, block by block."""
+    compile: bool = False
+    """torch.compile of the blocks; the first steps are slow."""
     prefetch: bool = True
     """Prepare the texts of the next step while this one computes."""
 
@@ -113,6 +116,8 @@ def train(config: BaseRecipe, ranks: Accelerator, resume: str | None) -> None:
         model = LLaDA(fresh_config(config.shape, vocabulary, max(config.data.lengths)))
         model.initialise(torch.Generator().manual_seed(config.seed))
     model.recompute = config.recompute
+    if config.compile:
+        compile_blocks(model.blocks)
     windows, held_out = windows_of(parts, vocabulary, config.data, config.seed)
     del parts
 

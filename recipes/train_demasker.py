@@ -84,7 +84,7 @@ def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> boo
     llada, K, D = module.demasker.llada, module.encoder.K, module.encoder.D
     llada.recompute = config.recompute
     if config.compile:
-        compile_blocks(module)
+        compile_blocks([*llada.blocks, *module.encoder.backbone.layers])
     parts = load_split(config.data)
     windows, held_out = windows_of(parts, vocabulary, config.data, config.seed)
     del parts
