@@ -45,7 +45,7 @@ from crocodil.bundle import (
 from crocodil.demasker.llada import LLaDA
 from crocodil.errors import CrocodilError, require_number, require_whole
 from crocodil.registers.geometry import RegisterNoise
-from crocodil.shards import read_json, read_matching
+from crocodil.shards import read_json, read_matching, write_file
 from crocodil.text.vocabulary import Vocabulary
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -215,8 +215,6 @@ def save_adapters(
         base: of `base_of`.
         trained: how it was made, for the record: written to training.json.
     """
-    from safetensors.torch import save_file
-
     origins = {"demasker": base.model or base.demasker, "encoder": base.model or base.encoder}
     adapted = []
     for part, backbone in _backbones(autoencoder).items():
@@ -232,7 +230,7 @@ def save_adapters(
             for name, value in backbone.named_parameters()
             if ".lora_" in name
         }
-        save_file(tensors, folder / part / WEIGHTS, metadata={"format": "pt"})
+        write_file(tensors, folder / part / WEIGHTS)
     if not adapted:
         raise CrocodilError("the model has no adapters to save: `inject` puts them in")
     save_registers(folder, autoencoder)

@@ -33,7 +33,7 @@ from crocodil.demasker.weights import load_llada, save_llada
 from crocodil.errors import CrocodilError
 from crocodil.registers.encoder import RegisterEncoder, Scale
 from crocodil.registers.geometry import RegisterNoise, check_count
-from crocodil.shards import read_json, read_matching, save_tensors
+from crocodil.shards import read_json, read_matching, save_tensors, write_file
 from crocodil.text.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -170,11 +170,9 @@ def save_autoencoder(
 
 def save_registers(folder: Path, autoencoder: Autoencoder, dtype: torch.dtype | None = None) -> None:
     """Write what encoder and demasker have beyond their backbones: START, END and P, suffix and norm."""
-    from safetensors.torch import save_file
-
     for file, tensors in _beyond(autoencoder).items():
         (folder / file).parent.mkdir(exist_ok=True)
-        save_file(
+        write_file(
             {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in tensors.items()},
             folder / file,
         )

@@ -71,7 +71,7 @@ def save_tensors(
             name: tensors[name].detach().to("cpu", dtype or tensors[name].dtype).contiguous()
             for name in names
         }
-        save_file(values, folder / file, metadata={"format": "pt"})
+        write_file(values, folder / file)
         fsync(folder / file)
         weight_map.update(dict.fromkeys(names, file))
     if len(shards) > 1:
@@ -79,6 +79,18 @@ def save_tensors(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         fsync(folder / _INDEX)
+
+
+def write_file(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """One safetensors file of tensors on the CPU that share no memory.
+
+    Raises:
+        OSError: the disk is full or not writable, in safetensors' own words.
+    """
+    try:
+        save_file(dict(tensors), file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{file}: {error}") from error
 
 
 def load_tensors(

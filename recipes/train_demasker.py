@@ -35,12 +35,12 @@ from crocodil.text.windows import Sample, pack
 from crocodil.training.accelerators import accelerator, leave
 from crocodil.training.ahead import ahead
 from crocodil.training.config import parse_arguments
-from crocodil.training.deal import deal
+from crocodil.training.deal import deal, turns
 from crocodil.training.engine import Engine
 from crocodil.training.limits import check_batch
 from crocodil.training.placement import is_taken_apart
 from crocodil.training.randomness import generator
-from crocodil.training.ranks import total
+from crocodil.training.ranks import gather, rank_and_world, total
 from crocodil.training.run import Run, require_room
 from crocodil.training.run_lock import run_lock
 from crocodil.training.start import find_start
@@ -157,7 +157,7 @@ def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> boo
                     with run.aside(step, "validation"), engine.averaged() as averaged:
                         run.measured(step, validate(averaged, validation, vocabulary, config))
                 if run.due(step, config.sample_every):
-                    with run.aside(step, "samples"), engine.whole() as averaged:
+                    with run.aside(step, "samples"), engine.whole() as averaged, ranks.autocast():
                         if ranks.is_main_process:
                             reconstruct(averaged, validation[: config.samples], vocabulary, config, step)
 
@@ -200,13 +200,21 @@ def cost(module: Autoencoder, batches: list[Batch]) -> tuple[int, float]:
 def validate(
     module: Autoencoder, samples: list[Sample], vocabulary: Vocabulary, config: DemaskerRecipe
 ) -> dict[str, float]:
-    """Cross-entropy and top-1 on held-out texts by masking level, unguided and guided, by draws that never change."""
+    """Cross-entropy and top-1 on held-out texts by masking level, unguided and guided, by draws that never
+    change; the ranks share the work."""
     device = next(module.parameters()).device
     draw = partial(generator, config.seed, 0)
-    parts = [samples[i : i + 16] for i in range(0, len(samples), 16)]
+    rows = pack([s.length for s in samples], config.row_tokens)
+    rank, ranks = rank_and_world()
+    mine = turns(len(rows), ranks)[rank]
 
     def losses_at(t: float, k: int) -> list[Losses]:
-        return [module(at_level(part, vocabulary, draw, t, k, module.encoder.D).to(device)) for part in parts]
+        records = []
+        for row, counts in mine:
+            texts = [samples[i] for i in rows[row]]
+            losses = module(at_level(texts, vocabulary, draw, t, k, module.encoder.D).to(device))
+            records += [Losses(*(tensor.cpu() for tensor in losses))] if counts else []
+        return [record for of_rank in gather(records) for record in of_rank]
 
     values = {}
     for score in score_levels(losses_at, VALIDATION_LEVELS, [0, module.encoder.K]):

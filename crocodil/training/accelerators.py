@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from crocodil.training.loop import LoopConfig
 
@@ -38,6 +39,11 @@ def accelerator(config: LoopConfig) -> Accelerator:
         for state in (PartialState._shared_state, made.state._shared_state):
             state["distributed_type"] = DistributedType.FSDP
         made.state._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
+    if made.distributed_type == DistributedType.FSDP and precision == "bf16":
+        # accelerate's own policy would round what goes in and out of each layer: angles, weights of the loss, the loss
+        made.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
     return made
 
 

@@ -29,3 +29,12 @@ def deal(rows: Sequence[Sequence[int]], ranks: int) -> list[list[list[int]]]:
             )
         dealt[longest : longest + 1] = [row[0::2], row[1::2]]
     return [dealt[rank::ranks] for rank in range(ranks)]
+
+
+def turns(rows: int, ranks: int) -> list[list[tuple[int, bool]]]:
+    """Rows to evaluate, as many on every rank: `[rank][turn] -> (row, whether it counts)`.
+
+    Where rows run short a rank does one again that does not count, because the others wait for it in a collective.
+    """
+    each = -(-rows // ranks)
+    return [[(i % rows, i < rows) for i in range(rank, each * ranks, ranks)] for rank in range(ranks)]

@@ -285,6 +285,8 @@ class Engine:
     def close(self) -> None:
         """Let go of wrappers and optimiser, so that the next stage can build its own around the bare module."""
         self.module = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        # accelerate would take the bare module for a prepared one, and leave autocast out of the next stage
+        self.module.__dict__.pop("_is_accelerate_prepared", None)
         self.wrapped, self.optimiser = self.accelerator.free_memory(self.wrapped, self.optimiser)
 
     def _kept(self) -> dict[str, nn.Parameter]:

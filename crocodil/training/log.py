@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -99,14 +100,16 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
-            self._bar.start()
+            with suppress(OSError):
+                self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError):
+                self._bar.stop()
 
     def report(self, step: int, values: Mapping[str, float], interval: Interval) -> None:
         """One line after optimiser step `step` (the first is 1): the values in order, then speed and cost."""
@@ -120,14 +123,16 @@ class Progress:
         parts += [f"eta {_duration(remaining)}", f"mem {peak_memory_gib():.2f} GiB"]
         self.say("  ".join(parts))
         if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+            with suppress(OSError):
+                self._bar.update(self._task, completed=step)
 
     def say(self, message: str) -> None:
         """Any other line, such as where a checkpoint went; above the bar, on rank 0 only."""
-        if self._bar is not None:
-            self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
-        elif self._speaks:
-            print(message, file=self._stream, flush=True)
+        with suppress(OSError):  # what cannot be said is no reason to lose a run
+            if self._bar is not None:
+                self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
+            elif self._speaks:
+                print(message, file=self._stream, flush=True)
 
 
 def peak_memory_gib() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -48,7 +49,8 @@ class StopRequest:
             if rank_and_world()[0] == 0:
                 # print() may be in the middle of a line of its own here, and is not re-entrant.
                 name = self.received.name
-                os.write(2, f"\n{name}: stopping after this step; once more to stop at once\n".encode())
+                with suppress(OSError):
+                    os.write(2, f"\n{name}: stopping after this step; once more to stop at once\n".encode())
         elif now - self._at > ECHO_SECONDS:
             # Die of the signal: no clean-up that could wait for another rank, and an honest exit status.
             signal.signal(number, signal.SIG_DFL)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from crocodil.errors import CrocodilError
+from crocodil.shards import write_file
 
 
 def save_tensors(directory: Path, tensors: Mapping[str, Tensor], name: str) -> None:
@@ -29,10 +29,7 @@ def save_tensors(directory: Path, tensors: Mapping[str, Tensor], name: str) -> N
         address = plain.untyped_storage().data_ptr()
         whole[key] = plain.clone() if address in seen else plain
         seen.add(address)
-    try:
-        save_file(whole, directory / f"{name}.safetensors")
-    except SafetensorError as error:
-        raise OSError(f"{directory / name}.safetensors: {error}") from error
+    write_file(whole, directory / f"{name}.safetensors")
 
 
 def save_values(directory: Path, values: Mapping[str, Any], name: str) -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -60,8 +61,9 @@ class Watchdog:
             if still > self._seconds:
                 message = f"crocodil: rank {rank_and_world()[0]}: nothing for {still:.0f} s in {self._at}{self._others()}"
                 message += "; stopped. --resume goes on from the last checkpoint, timeout= allows for more"
-                os.write(2, f"{message}\n".encode())
-                sys.stderr.flush()
+                with suppress(OSError):  # a full disk or a closed terminal must not keep it alive
+                    os.write(2, f"{message}\n".encode())
+                    sys.stderr.flush()
                 os._exit(EXIT_CODE)  # nothing in this process can be waited for
 
     def _others(self) -> str:

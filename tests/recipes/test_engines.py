@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from crocodil.training.checkpoints import checkpoint_name
+from crocodil.training.log import read_metrics
 from tests.recipes.tiny import demasker, launch, losses, validation, weights_differ
 
 deepspeed = pytest.mark.deepspeed
@@ -78,6 +79,30 @@ def test_adapters_train_the_same_everywhere_and_are_merged(
     merged = crocodil.load(str(run / "export"))
     adapted = crocodil.load(str(one_rank / "export"), adapters=str(run / "adapters"))
     assert merged.fingerprint == adapted.fingerprint != crocodil.load(str(one_rank / "export")).fingerprint
+
+
+@slow
+@pytest.mark.parametrize("adapted", [False, True], ids=["whole", "adapters"])
+@pytest.mark.parametrize(
+    "where",
+    ["cpu.yaml", "ddp8.yaml", "fsdp2.yaml", *(pytest.param(f"zero{n}.yaml", marks=deepspeed) for n in "23")],
+)
+def test_sixteen_bits_work_everywhere(
+    where: str, adapted: bool, texts: Path, base: Path, one_rank: Path, tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    """Both stages, samples, the export: what a GPU would run, rounded as it would round."""
+    if "zero" in where:
+        request.getfixturevalue("needs_deepspeed")
+    run = tmp_path / "run"
+    about = [*demasker(texts, base, run), "precision=bf16", "sample_every=2", "sample_nfe=2"]
+    if adapted:
+        about += [f"start={one_rank / 'export'}", "lora.rank=2"]
+    launch("train_demasker.py", where, *about, ranks=None if where == "cpu.yaml" else 2)
+    expected = GOLDEN_LORA if adapted else losses(one_rank)
+    assert losses(run) == pytest.approx(expected, rel=2e-3) and losses(run) != expected
+    assert len((run / "samples.jsonl").read_text().splitlines()) == 8
+    assert not [record for record in read_metrics(run / "metrics.jsonl") if "failed" in record]
 
 
 @slow

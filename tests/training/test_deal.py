@@ -7,7 +7,7 @@ import random
 import pytest
 
 from crocodil.errors import CrocodilError
-from crocodil.training.deal import deal
+from crocodil.training.deal import deal, turns
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
@@ -52,3 +52,11 @@ def test_the_rows_given_are_left_alone() -> None:
     rows = [[0, 1, 2]]
     deal(rows, 2)
     assert rows == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(("rows", "ranks"), [(1, 1), (1, 3), (4, 2), (5, 2), (3, 8), (16, 8)])
+def test_every_row_counts_once_and_all_ranks_take_as_many_turns(rows: int, ranks: int) -> None:
+    taken = turns(rows, ranks)
+    assert len(taken) == ranks and len({len(of_rank) for of_rank in taken}) == 1
+    assert sorted(row for of_rank in taken for row, counts in of_rank if counts) == list(range(rows))
+    assert all(0 <= row < rows for of_rank in taken for row, _ in of_rank)

@@ -225,6 +225,26 @@ def test_frozen_weights_stay_bit_equal_and_stages_carry_moments_by_name(
         assert torch.allclose(weights(second)[name], parameter, atol=1e-6), name
 
 
+def test_every_stage_computes_in_the_precision_that_was_asked_for() -> None:
+    seen = []
+
+    class Watched(Module):
+        def forward(self, texts: Texts) -> Record:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(texts)
+
+    low = Accelerator(cpu=True, mixed_precision="bf16")
+    try:
+        first = Engine(low, Watched(), CONFIG, 20, trainable=lambda name: name.startswith(STAGE_1))
+        train(first, range(1))
+        first.close()
+        train(Engine(low, first.module, CONFIG, 20), range(1))
+    finally:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+    assert seen == [True, True]
+
+
 def test_a_stage_does_not_resume_as_another_one(accelerator: Accelerator, tmp_path: Path) -> None:
     whole = engine(accelerator)
     train(whole, range(2))

@@ -35,11 +35,19 @@ class Fsdp2:
     steps_itself = False
 
     def receive(self, accelerator: Accelerator, module: nn.Module) -> None:
-        if TWIN not in module.__dict__:  # a later stage finds the module sharded already
+        if TWIN not in module.__dict__:
             blank = {
                 id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in module.parameters()
             }
             object.__setattr__(module, TWIN, copy.deepcopy(module, blank))
+            return
+        # A later stage finds the module sharded. FSDP2 has noted for each layer what its gradients are like, and for one
+        # that was frozen nothing; torch has no public way to make it look again.
+        for part in _parts(module):
+            state = part._get_fsdp_state()
+            for group in getattr(state, "_fsdp_param_groups", [state._fsdp_param_group]):
+                if group is not None:
+                    group._init_mp_dtypes()
 
     def settle(self, wrapped: nn.Module) -> None:
         # a forward without backward leaves the outermost parameters whole, and frozen ones too
