@@ -166,8 +166,10 @@ def train(config: BaseRecipe, ranks: Accelerator, resume: str | None) -> None:
 
             # 5. Validate by masking level.
             if run.due(step, config.validate_every):
-                with run.aside(step, "validation"), engine.averaged() as module:
-                    run.measured(step, validate(module, validation, vocabulary, config))
+                with run.aside(step, "validation") as aside, engine.averaged() as module:
+                    mine = validate(module, validation, vocabulary, config)
+                if not aside.failed:
+                    run.measured(step, levels([one for of_rank in gather(mine) for one in of_rank]))
 
             # 6. Save.
             if run.save(engine, step):
@@ -182,27 +184,32 @@ def cost(config: LLaDAConfig, batches: list[MaskedTexts]) -> tuple[int, float]:
     return sum(lengths), 3 * demasker_flops(config, lengths, [0] * len(lengths), scored)
 
 
+@torch.no_grad()
 def validate(
     module: UnguidedDemasker, samples: list[Sample], vocabulary: Vocabulary, config: BaseRecipe
-) -> dict[str, float]:
-    """Cross-entropy and top-1 on held-out texts at three masking levels, by draws that never
-    change; the ranks share the work."""
+) -> list[tuple[float, int, Losses]]:
+    """This rank's share of the held-out texts at every level; no collective."""
     device = next(module.parameters()).device
     draw = partial(generator, config.seed, 0)
     rows = pack([s.length for s in samples], config.row_tokens)
     rank, ranks = rank_and_world()
-    mine = turns(len(rows), ranks)[rank]
+    records = []
+    for row, counts in turns(len(rows), ranks)[rank]:
+        texts = [samples[i] for i in rows[row]]
+        for k in (0,):
+            for t in VALIDATION_LEVELS:
+                losses = module(at_level(texts, vocabulary, draw, t, k, D=0).texts.to(device))
+                if counts:
+                    records.append((t, k, Losses(*(tensor.cpu() for tensor in losses))))
+    return records
 
-    def losses_at(t: float, k: int) -> list[Losses]:
-        records = []
-        for row, counts in mine:
-            texts = [samples[i] for i in rows[row]]
-            losses = module(at_level(texts, vocabulary, draw, t, k, D=0).texts.to(device))
-            records += [Losses(*(tensor.cpu() for tensor in losses))] if counts else []
-        return [record for of_rank in gather(records) for record in of_rank]
 
+def levels(records: list[tuple[float, int, Losses]]) -> dict[str, float]:
+    """Cross-entropy and top-1 by masking level, of what all ranks have found."""
+    ks = sorted({k for _, k, _ in records})
+    of = lambda t, k: [one for at, registers, one in records if (at, registers) == (t, k)]  # noqa: E731
     values = {}
-    for score in score_levels(losses_at, VALIDATION_LEVELS, [0]):
+    for score in score_levels(of, VALIDATION_LEVELS, ks):
         values[f"cross_entropy@{score.t}"] = score.cross_entropy
         values[f"top1@{score.t}"] = score.top1
     return values

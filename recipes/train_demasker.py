@@ -154,8 +154,10 @@ def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> boo
 
                 # 5. Validate by masking level, and write a few texts through registers.
                 if run.due(step, config.validate_every):
-                    with run.aside(step, "validation"), engine.averaged() as averaged:
-                        run.measured(step, validate(averaged, validation, vocabulary, config))
+                    with run.aside(step, "validation") as aside, engine.averaged() as averaged:
+                        mine = validate(averaged, validation, vocabulary, config)
+                    if not aside.failed:
+                        run.measured(step, levels([one for of_rank in gather(mine) for one in of_rank]))
                 if run.due(step, config.sample_every):
                     with run.aside(step, "samples"), engine.whole() as averaged, ranks.autocast():
                         if ranks.is_main_process:
@@ -197,27 +199,32 @@ def cost(module: Autoencoder, batches: list[Batch]) -> tuple[int, float]:
     return tokens, 3 * flops
 
 
+@torch.no_grad()
 def validate(
     module: Autoencoder, samples: list[Sample], vocabulary: Vocabulary, config: DemaskerRecipe
-) -> dict[str, float]:
-    """Cross-entropy and top-1 on held-out texts by masking level, unguided and guided, by draws that never
-    change; the ranks share the work."""
+) -> list[tuple[float, int, Losses]]:
+    """This rank's share of the held-out texts at every level, unguided and guided; no collective."""
     device = next(module.parameters()).device
     draw = partial(generator, config.seed, 0)
     rows = pack([s.length for s in samples], config.row_tokens)
     rank, ranks = rank_and_world()
-    mine = turns(len(rows), ranks)[rank]
+    records = []
+    for row, counts in turns(len(rows), ranks)[rank]:
+        texts = [samples[i] for i in rows[row]]
+        for k in (0, module.encoder.K):
+            for t in VALIDATION_LEVELS:
+                losses = module(at_level(texts, vocabulary, draw, t, k, module.encoder.D).to(device))
+                if counts:
+                    records.append((t, k, Losses(*(tensor.cpu() for tensor in losses))))
+    return records
 
-    def losses_at(t: float, k: int) -> list[Losses]:
-        records = []
-        for row, counts in mine:
-            texts = [samples[i] for i in rows[row]]
-            losses = module(at_level(texts, vocabulary, draw, t, k, module.encoder.D).to(device))
-            records += [Losses(*(tensor.cpu() for tensor in losses))] if counts else []
-        return [record for of_rank in gather(records) for record in of_rank]
 
+def levels(records: list[tuple[float, int, Losses]]) -> dict[str, float]:
+    """Cross-entropy and top-1 by masking level and number of registers, of what all ranks have found."""
+    ks = sorted({k for _, k, _ in records})
+    of = lambda t, k: [one for at, registers, one in records if (at, registers) == (t, k)]  # noqa: E731
     values = {}
-    for score in score_levels(losses_at, VALIDATION_LEVELS, [0, module.encoder.K]):
+    for score in score_levels(of, VALIDATION_LEVELS, ks):
         values[f"cross_entropy@t={score.t},k={score.k}"] = score.cross_entropy
         values[f"top1@t={score.t},k={score.k}"] = score.top1
     return values

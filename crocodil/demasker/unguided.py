@@ -17,7 +17,8 @@ class UnguidedDemasker(nn.Module):
     def __init__(self, llada: LLaDA) -> None:
         super().__init__()
         self.llada = llada
-        self._no_split_modules = llada.units  # what an engine that shards layer by layer (FSDP) keeps together
+        # what an engine that shards layer by layer (FSDP) keeps together
+        self._no_split_modules = llada.units
 
     def hidden(self, ids_T: torch.Tensor, segments: Segments) -> torch.Tensor:
         """Final hidden states (T, E) of texts packed in one row."""

@@ -35,6 +35,12 @@ RETRY_SHARE = 10
 _log = logging.getLogger(__name__)
 
 
+class Aside:
+    """What became of an evaluation, on every rank alike; known after its `with`."""
+
+    failed = False
+
+
 class Run:
     """One run in its folder. Use it in a `with`; all methods are collective.
 
@@ -127,20 +133,23 @@ class Run:
         return bool(every) and (step % every == 0 or step == self._config.steps)
 
     @contextmanager
-    def aside(self, step: int, operation: str) -> Iterator[None]:
+    def aside(self, step: int, operation: str) -> Iterator[Aside]:
         """Evaluation or sampling: it is left out of the throughput, and whatever it raises is told, and training goes on.
 
-        In the body every rank must do the same, or work on `engine.whole()`.
+        The body has no collective of its own, because one rank may leave it early: gather after it, if it has not failed.
+        Under an engine that keeps weights in pieces a forward is a collective, unless it is of `engine.whole()`.
         """
+        outcome = Aside()
         self.beat(step, operation)
         with self.throughput.paused():
             failure: str | None = None
             try:
-                yield
+                yield outcome
             except Exception as error:  # a fault of an evaluation is no reason to lose a training
                 failure = f"{type(error).__name__}: {error}"
             told = [f"rank {rank}: {text}" for rank, text in enumerate(gather(failure)) if text]
             if told:
+                outcome.failed = True
                 self._log.write(step, {"failed": operation, "reason": told[0]})
                 self.say(
                     f"step {step}: {operation} failed ({' '.join(told[0].split()):.200}); training goes on"
