@@ -467,3 +467,14 @@ def test_no_pickle_is_ever_opened(file: str, tiny_bundle: Path, tmp_path: Path) 
 def test_the_module_has_no_reader_of_pickles() -> None:
     source = Path(crocodil.bundle.__file__).read_text()
     assert "torch.load(" not in source and "trust_remote_code=True" not in source
+
+
+def test_weights_are_readable_as_far_as_the_umask_lets(tmp_path: Path) -> None:
+    from crocodil.shards import write_file
+
+    before = os.umask(0o027)
+    try:
+        write_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640

@@ -193,6 +193,7 @@ class Run:
                     f"step {step}: checkpoint not written ({error}); training goes on and tries again soon"
                 )
                 self._log.write(step, {"failed": "checkpoint", "reason": str(error)})
+        self.beat(step, "texts of the next step")
         if asked:
             self.say(f"stopped after step {step}; the same command with --resume goes on")
         return asked
