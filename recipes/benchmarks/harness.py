@@ -78,6 +78,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A row that cannot be measured here, and why, in plain words."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """One of the benchmarks by the name it has in the plan."""
 
@@ -87,7 +95,7 @@ class Benchmark:
     """What ours is compared with."""
     equality: str
     """What is asserted before anything is timed."""
-    measure: Callable[[Bench], Iterator[Row]]
+    measure: Callable[[Bench], Iterator[Row | Skipped]]
     """Asserts, then yields rows as they are measured."""
 
 

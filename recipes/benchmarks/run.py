@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, f
 
 from crocodil.errors import CrocodilError
 from recipes.benchmarks import (
+    checkpoint_io,
     demask_step,
     encode_throughput,
     latent_share,
     masked_loss,
+    packing,
     register_cache,
     scaling,
+    stages,
     text_from_noise,
     token_draw,
+    training_step,
 )
 from recipes.benchmarks.anchor import open_anchor
 from recipes.benchmarks.harness import (
@@ -42,6 +47,7 @@ from recipes.benchmarks.harness import (
     Bench,
     Benchmark,
     Row,
+    Skipped,
     Unequal,
     calibrate,
     machine,
@@ -56,9 +62,13 @@ BENCHMARKS = {
         text_from_noise,
         latent_share,
         masked_loss,
+        training_step,
+        packing,
         encode_throughput,
         register_cache,
         scaling,
+        checkpoint_io,
+        stages,
     )
 }
 STYLES = {"aim": "green", "floor": "green", "below": "red", "void": "yellow", "no target": "dim"}
@@ -91,10 +101,15 @@ def _one(benchmark: Benchmark, bench: Bench, log: Console) -> dict[str, Any]:
     """A benchmark that fails says so and does not stop the others."""
     log.print(f"[bold]{benchmark.id}[/] {benchmark.title}")
     rows: list[Row] = []
+    skipped: list[Skipped] = []
     error = None
     start = time.perf_counter()
     try:
         for row in benchmark.measure(bench):
+            if isinstance(row, Skipped):
+                skipped.append(row)
+                log.print(f"  {row.name}: not measured, {row.reason}", markup=False, highlight=False)
+                continue
             rows.append(row)
             log.print(
                 f"  {row.name} ({row.measure}): {row.value:.2f}, A/A {row.control:.2f}", highlight=False
@@ -114,6 +129,7 @@ def _one(benchmark: Benchmark, bench: Bench, log: Console) -> dict[str, Any]:
         "error": error,
         "seconds": time.perf_counter() - start,
         "rows": [document_of(row) for row in rows],
+        "skipped": [asdict(row) for row in skipped],
     }
 
 
@@ -150,6 +166,8 @@ def table_of(document: dict[str, Any]) -> Table:
                 ("≤ " if row["at_most"] else "≥ ") + ", ".join(targets) if targets else "",
                 f"[{STYLES[row['verdict']]}]{row['verdict']}",
             )
+        for row in benchmark["skipped"]:
+            table.add_row("", Text(f"{row['name']}: not measured, {row['reason']}", style="dim"))
         if benchmark["error"]:
             table.add_row("", Text(benchmark["error"], style="red"))
     table.caption = (

@@ -25,6 +25,12 @@ class Network:
 SHAPE_FAITHFUL = Network(d_model=512, n_layers=8, n_heads=8, mlp_hidden_size=1536, vocab_size=3952)
 """Head and blocks share the work as in LLaDA-8B, where the head is 7.4 % of the blocks."""
 
+QUARTER_DEEP = replace(SHAPE_FAITHFUL, n_layers=2, vocab_size=988)
+"""A quarter of its blocks and of its vocabulary: all shares of the work stay."""
+
+WIDE_VOCABULARY = Network(d_model=128, n_layers=2, n_heads=2, mlp_hidden_size=384, vocab_size=LLADA_ROWS)
+"""Logits weigh in memory more than in the real model, whose blocks are larger."""
+
 
 @dataclass(frozen=True)
 class DenoiserShape:
@@ -117,6 +123,47 @@ class LossSizes:
 
 
 @dataclass(frozen=True)
+class TrainingSizes:
+    """P6, P11 and P12: encoder and demasker in one engine, and what it trains on."""
+
+    network: Network
+    encoder_width: int
+    encoder_layers: int
+    registers: int
+    length: int
+    """N, text positions of every window."""
+    texts: int
+    """In the one packed row of a step."""
+
+
+@dataclass(frozen=True)
+class GatheringSizes:
+    """P12 under ZeRO-3."""
+
+    network: Network
+    length: int
+    nfe: int
+    """Forwards of one sample, each of which gathers, or none of them."""
+
+
+@dataclass(frozen=True)
+class PackingSizes:
+    """P7."""
+
+    network: Network
+    registers: int
+    texts: int
+    batch: int
+    """Texts that are padded to the longest of them."""
+    row_tokens: int
+    """Tokens that a packed row holds."""
+    longest: int
+    """Tokens of a text at most; longer files are passed over."""
+    shrink: int
+    """Real lengths are divided by this."""
+
+
+@dataclass(frozen=True)
 class EncodeSizes:
     """P8."""
 
@@ -174,9 +221,14 @@ class Sizes:
     synthesis: SynthesisSizes
     latent: LatentSizes
     loss: LossSizes
+    training: TrainingSizes
+    true_vocabulary: TrainingSizes
+    """P6's memory at LLaDA's vocabulary."""
+    packing: PackingSizes
     encode: EncodeSizes
     cache: CacheSizes
     scaling: ScalingSizes
+    gathering: GatheringSizes
 
 
 FULL = Sizes(
@@ -201,6 +253,9 @@ FULL = Sizes(
     ),
     latent=LatentSizes(SHAPE_FAITHFUL, ONE_TWENTIETH, 256, (8, 128), (1, 8), steps=128, checked_steps=16),
     loss=LossSizes(1024, 256, LLADA_ROWS, (0.5, 1.0)),
+    training=TrainingSizes(SHAPE_FAITHFUL, 128, 4, registers=8, length=256, texts=4),
+    true_vocabulary=TrainingSizes(WIDE_VOCABULARY, 128, 1, registers=8, length=256, texts=2),
+    packing=PackingSizes(QUARTER_DEEP, 8, texts=32, batch=8, row_tokens=2048, longest=512, shrink=8),
     encode=EncodeSizes(192, 512, 256, 4, 2048),
     cache=CacheSizes(4096, 8, 1024, 256, shard_samples=2048, batch=32),
     scaling=ScalingSizes(
@@ -214,6 +269,7 @@ FULL = Sizes(
         files=(100, 1_000, 10_000),
         file_characters=500,
     ),
+    gathering=GatheringSizes(SHAPE_FAITHFUL, length=128, nfe=16),
 )
 
 QUICK = Sizes(
@@ -238,6 +294,9 @@ QUICK = Sizes(
     ),
     latent=LatentSizes(SHAPE_FAITHFUL, ONE_TWENTIETH, 128, (8,), (1, 8), steps=128, checked_steps=8),
     loss=LossSizes(256, 256, LLADA_ROWS, (0.5,)),
+    training=TrainingSizes(SHAPE_FAITHFUL, 128, 4, registers=8, length=128, texts=6),
+    true_vocabulary=TrainingSizes(WIDE_VOCABULARY, 128, 1, registers=8, length=128, texts=2),
+    packing=PackingSizes(QUARTER_DEEP, 8, texts=16, batch=8, row_tokens=1536, longest=256, shrink=16),
     encode=EncodeSizes(64, 256, 256, 4, 2048),
     cache=CacheSizes(1024, 8, 1024, 256, shard_samples=512, batch=32),
     scaling=ScalingSizes(
@@ -251,6 +310,7 @@ QUICK = Sizes(
         files=(100, 1_000),
         file_characters=500,
     ),
+    gathering=GatheringSizes(SHAPE_FAITHFUL, length=64, nfe=8),
 )
 
 _TOY = Network(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64, vocab_size=96)
@@ -279,6 +339,9 @@ TINY = Sizes(
     ),
     latent=LatentSizes(_TOY, _TOY_DENOISER, 24, (2, 4), (1, 2), steps=4, checked_steps=5),
     loss=LossSizes(24, 16, 300, (0.5, 1.0)),
+    training=TrainingSizes(_TOY_BYTES, 16, 1, registers=4, length=16, texts=4),
+    true_vocabulary=TrainingSizes(_TOY_BYTES, 16, 1, registers=4, length=16, texts=2),
+    packing=PackingSizes(_TOY, 2, texts=5, batch=2, row_tokens=64, longest=32, shrink=128),
     encode=EncodeSizes(5, 64, 32, 2, 300),
     cache=CacheSizes(14, 2, 8, 6, shard_samples=8, batch=4),
     scaling=ScalingSizes(
@@ -292,4 +355,5 @@ TINY = Sizes(
         files=(4, 8),
         file_characters=200,
     ),
+    gathering=GatheringSizes(_TOY, length=16, nfe=4),
 )

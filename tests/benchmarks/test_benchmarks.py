@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from rich.console import Console
 
 from crocodil.demasker.llada import LLaDA
 from crocodil.registers.cache import RegisterCache
+from crocodil.training import checkpoints
+from crocodil.training.engine import Engine
 from recipes.benchmarks import (
     encode_throughput,
+    engines,
     latent_share,
     masked_loss,
+    packing,
     run,
     scaling,
+    stages,
     text_from_noise,
     token_draw,
+    training_step,
 )
 from recipes.benchmarks.anchor import PLAIN, load_official
 from recipes.benchmarks.harness import (
@@ -51,16 +60,25 @@ def quiet() -> Console:
     return Console(stderr=True, quiet=True)
 
 
+@pytest.fixture(autouse=True)
+def no_accelerator_stays() -> Iterator[None]:
+    """accelerate keeps the launch for the whole process; another test may want another."""
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
 @pytest.fixture
 def memory_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory work is run in this process and gets a made-up size."""
+    """Memory work is run in this process and gets a made-up size; nothing is launched."""
 
     def peak(job: Callable[..., Callable[[], object]], **arguments: Any) -> int:
         job(**arguments)()
         return 1000
 
-    for module in (token_draw, masked_loss, scaling):
+    for module in (token_draw, masked_loss, scaling, training_step, packing, stages):
         monkeypatch.setattr(module, "peak_bytes", peak)
+    monkeypatch.setattr(stages, "why_not", lambda device: "not in this test")
 
 
 @pytest.mark.usefixtures("memory_here")
@@ -80,7 +98,8 @@ def test_a_benchmark_reports_rows_of_one_shape(name: str) -> None:
         assert row["low"] <= row["value"] <= row["high"] and 1 <= row["control"] < math.inf
         assert row["verdict"] in run.STYLES
         assert all(amount > 0 for amounts in row["samples"].values() for amount in amounts)
-    assert run.table_of(document).row_count == 1 + len(benchmark["rows"])
+    assert all(row["reason"] for row in benchmark["skipped"])
+    assert run.table_of(document).row_count == 1 + len(benchmark["rows"]) + len(benchmark["skipped"])
 
 
 def failure(name: str, bench: Bench = TOY) -> str:
@@ -167,6 +186,109 @@ def test_registers_of_other_samples_are_not_timed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(RegisterCache, "read", lambda cache, samples: read(cache, samples).roll(1, 0))
 
     assert failure("P9").startswith("not equal")
+
+
+def test_operations_that_torch_counts_otherwise_are_not_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = engines.demasker_forward
+    monkeypatch.setattr(engines, "demasker_forward", lambda *asked: count(*asked) + 2)
+
+    assert failure("P6").startswith("not equal")
+
+
+def test_a_step_that_takes_another_loss_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = engines.row_weights
+    monkeypatch.setattr(engines, "row_weights", lambda *asked: 1.0001 * weights(*asked))
+
+    assert failure("P6").startswith("not equal")
+
+
+def test_a_step_that_moves_nothing_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "update", lambda engine: engine.optimiser.zero_grad())
+
+    assert failure("P6").startswith("not equal")
+
+
+def test_texts_that_see_padding_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = LLaDA.run
+    monkeypatch.setattr(
+        LLaDA, "run", lambda llada, x, angles, segments, visible=None: right(llada, x, angles, segments)
+    )
+
+    assert failure("P7").startswith("not equal")
+
+
+def test_lengths_are_of_files_spread_over_all_that_are_short_enough() -> None:
+    sizes = replace(TINY.packing, longest=512, shrink=8)
+    few, many = (packing.lengths_of_files(replace(sizes, texts=texts)) for texts in (100, 200))
+
+    assert many != sorted(many)
+    assert 1 <= min(many) <= 5 and 480 <= max(many) <= 512
+    assert sorted(few)[50] == pytest.approx(sorted(many)[100], rel=0.1)
+
+
+def test_padding_is_what_a_batch_has_beyond_its_texts() -> None:
+    case = packing.case_of(TINY.packing.network, 2, [3, 9, 5], batch=2, row_tokens=12, device="cpu")
+
+    assert case.batches == [[0, 1], [2]] and sorted(map(sorted, case.rows)) == [[0, 1], [2]]
+    assert case.positions() == (2 * (9 + 4) + (5 + 4), (3 + 9 + 5) + 3 * 4)
+
+
+def test_a_checkpoint_that_is_not_verified_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "require_complete", lambda directory: None)
+
+    assert "one bit turned" in failure("P11")
+
+
+def test_a_checkpoint_that_leaves_a_tensor_out_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = Engine._state
+    monkeypatch.setattr(Engine, "_state", lambda engine: list(state(engine))[1:])
+
+    assert "is on one side only" in failure("P11")
+
+
+def test_a_first_stage_that_trains_llada_too_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "Engine", lambda *asked: Engine(*asked[:4]))
+
+    assert "in one stage only" in failure("P12")
+
+
+@pytest.mark.usefixtures("memory_here")
+def test_a_row_that_cannot_be_measured_says_why_and_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = run.measure([run.BENCHMARKS["P12"]], TOY, quiet())
+    (benchmark,) = document["benchmarks"]
+
+    assert benchmark["error"] is None
+    assert benchmark["skipped"] == [{"name": stages.GATHERING, "reason": "not in this test"}]
+
+
+def test_gathering_wants_deepspeed_a_compiler_and_cpu_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "CPU ranks" in str(stages.why_not(torch.device("cuda")))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert "compiler" in str(stages.why_not(CPU))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "deepspeed is not installed" in str(stages.why_not(CPU))
+
+
+@pytest.mark.slow
+@pytest.mark.deepspeed
+def test_two_ranks_sample_the_same_gathered_once() -> None:
+    if reason := stages.why_not(CPU):
+        pytest.skip(reason)
+    pairs = stages.launch(TOY)
+
+    assert (len(pairs.theirs), len(pairs.ours)) == (TINY.pairs + 1, TINY.pairs)
+    assert min(*pairs.theirs, *pairs.ours) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.deepspeed
+def test_a_failing_launch_says_why() -> None:
+    if reason := stages.why_not(CPU):
+        pytest.skip(reason)
+    nobody = replace(TINY.gathering, network=replace(TINY.gathering.network, n_heads=0))
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        stages.launch(replace(TOY, sizes=replace(TINY, gathering=nobody)))
 
 
 @pytest.mark.parametrize("sizes", [FULL, QUICK], ids=lambda sizes: sizes.name)
@@ -297,7 +419,7 @@ def test_the_command_prints_a_table_and_writes_one_document(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["P6"],
+        ["P13"],
         ["--official", "no/such/generate.py"],
         ["--json", "no/such/folder/x.json"],
         ["--device", "tpu9"],

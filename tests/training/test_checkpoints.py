@@ -10,6 +10,7 @@ import torch
 
 from crocodil.errors import CrocodilError
 from crocodil.training.checkpoints import (
+    DIGEST,
     MANIFEST,
     checkpoint_name,
     checkpoint_step,
@@ -199,4 +200,4 @@ def test_no_pickle_is_read(tmp_path: Path) -> None:
 def test_manifest_is_json_with_sizes_and_digests(tmp_path: Path) -> None:
     files = json.loads((save(tmp_path, 1) / MANIFEST).read_text())["files"]
     assert set(files) == {"state.safetensors", "state.json", "engine/shard.bin"}
-    assert files["engine/shard.bin"]["bytes"] == 200 and len(files["engine/shard.bin"]["blake2b"]) == 64
+    assert files["engine/shard.bin"]["bytes"] == 200 and len(files["engine/shard.bin"][DIGEST]) == 64
