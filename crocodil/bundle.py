@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,13 +82,14 @@ class Index:
     format: int = FORMAT
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, wanted: Sequence[str] = ("*.json", "*.safetensors", "*.md", "*.txt")) -> Path:
     """The folder of a model or of adapters.
 
     Args:
         name: `bundled` (or `nano`), a path, or a hub id, `org/name` or `org/name@REVISION` with a branch, a tag or a
-            commit. Of the hub only safetensors, JSON and text are fetched, into its cache, which does without the
-            network where HF_HUB_OFFLINE is set.
+            commit. What is fetched goes into the hub's cache, which does without the network where HF_HUB_OFFLINE is
+            set.
+        wanted: patterns of the files that are fetched of a hub id.
 
     Raises:
         CrocodilError: a home folder or a hub id that there is not.
@@ -113,7 +114,7 @@ def resolve(name: str | Path) -> Path:
             snapshot_download(
                 repository,
                 revision=revision or None,
-                allow_patterns=["*.json", "*.safetensors", "*.md", "*.txt"],
+                allow_patterns=list(wanted),
             )
         )
     except Exception as error:  # the hub's client and its HTTP library raise what they like

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from crocodil.errors import CrocodilError, one_line_errors
 from crocodil.model import load
 from crocodil.registers.cache import CacheSpec, CacheWriter, Dtype
-from crocodil.text.data import DataConfig, load_split, windows_of
+from crocodil.text.data import DataConfig, Texts
 from crocodil.text.windows import Windows
 from crocodil.training.accelerators import accelerator, leave
 from crocodil.training.config import parse_arguments
@@ -79,7 +79,7 @@ def cache(config: CacheRecipe, ranks: Accelerator) -> None:
     if not 1 <= K <= model.K:
         raise CrocodilError(f"k must be between 1 and {model.K}, the registers of this model, not {K}")
     say(f"reading the texts of {config.data.source}")
-    windows, _ = windows_of(load_split(config.data), model.vocabulary, config.data, config.seed)
+    windows, _ = Texts(config.data).windows(model.vocabulary, config.seed)
     order = [int(i) for i in windows.order(0)[: config.limit]]
     spec = CacheSpec(
         encoder=model.fingerprint,

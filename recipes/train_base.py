@@ -24,7 +24,7 @@ from crocodil.errors import CrocodilError, one_line_errors
 from crocodil.joint import compile_blocks
 from crocodil.metrics.cost import demasker_flops
 from crocodil.metrics.likelihood import score_levels
-from crocodil.text.data import DataConfig, load_split, windows_of
+from crocodil.text.data import DataConfig, Texts
 from crocodil.text.vocabulary import Vocabulary, train_bpe
 from crocodil.text.windows import Sample, pack
 from crocodil.training.accelerators import accelerator, leave
@@ -106,20 +106,19 @@ def train(config: BaseRecipe, ranks: Accelerator, resume: str | None) -> None:
     check_batch(config.batch_size, ranks.num_processes)
 
     # Texts and vocabulary.
-    parts = load_split(config.data)
+    texts = Texts(config.data)
     if config.start is not None:
         mapped = is_taken_apart(ranks)  # then every rank reads its own pieces
         model, vocabulary = open_demasker(config.start, None if mapped else torch.float32, mapped)
         model.allow(max(config.data.lengths))
     else:
-        vocabulary = train_bpe((d.text for d in parts.train[::4]), config.shape.vocabulary)
+        vocabulary = train_bpe(texts.sample(), config.shape.vocabulary)
         model = LLaDA(fresh_config(config.shape, vocabulary, max(config.data.lengths)))
         model.initialise(torch.Generator().manual_seed(config.seed))
     model.recompute = config.recompute
     if config.compile:
         compile_blocks(model.blocks)
-    windows, held_out = windows_of(parts, vocabulary, config.data, config.seed)
-    del parts
+    windows, held_out = texts.windows(vocabulary, config.seed)
 
     corruption = Corruption(masking=config.masking)
     steps_per_epoch = windows.batches(config.batch_size)

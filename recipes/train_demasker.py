@@ -29,7 +29,7 @@ from crocodil.metrics.likelihood import score_levels
 from crocodil.metrics.reconstruction import cer
 from crocodil.registers.geometry import RegisterNoise
 from crocodil.sampler.demask import demask
-from crocodil.text.data import load_split, windows_of
+from crocodil.text.data import Texts
 from crocodil.text.vocabulary import Vocabulary
 from crocodil.text.windows import Sample, pack
 from crocodil.training.accelerators import accelerator, leave
@@ -85,9 +85,7 @@ def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> boo
     llada.recompute = config.recompute
     if config.compile:
         compile_blocks([*llada.blocks, *module.encoder.backbone.layers])
-    parts = load_split(config.data)
-    windows, held_out = windows_of(parts, vocabulary, config.data, config.seed)
-    del parts
+    windows, held_out = Texts(config.data).windows(vocabulary, config.seed)
     validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]
     steps_per_epoch = windows.batches(config.batch_size)
 

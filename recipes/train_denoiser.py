@@ -30,7 +30,7 @@ from crocodil.metrics.cost import denoiser_flops
 from crocodil.model import Model, load
 from crocodil.registers.cache import RegisterCache
 from crocodil.registers.geometry import NestedDropout, check_count, draw_k
-from crocodil.text.data import DataConfig, load_split, windows_of
+from crocodil.text.data import DataConfig, Texts
 from crocodil.text.windows import Windows
 from crocodil.training.accelerators import accelerator, leave
 from crocodil.training.config import parse_arguments
@@ -127,7 +127,7 @@ def train(config: DenoiserRecipe, ranks: Accelerator, resume: str | None) -> Non
         )
     if ranks.is_main_process:
         print(f"reading the texts of {config.data.source}", file=sys.stderr, flush=True)
-    windows, held_out = windows_of(load_split(config.data), model.vocabulary, config.data, config.seed)
+    windows, held_out = Texts(config.data).windows(model.vocabulary, config.seed)
     source = OnTheWay(windows, model) if cache is None else Cached(cache)
     if len(source) < config.batch_size:
         raise CrocodilError(

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from crocodil.errors import CrocodilError, one_line_errors
 from crocodil.metrics.cost import encoder_flops
 from crocodil.shards import save_tensors
-from crocodil.text.data import DataConfig, load_split, windows_of
+from crocodil.text.data import DataConfig, Texts
 from crocodil.text.vocabulary import Vocabulary, train_bpe
 from crocodil.text.windows import FRAME, Sample, pack
 from crocodil.training.accelerators import accelerator, leave
@@ -151,11 +151,10 @@ def train(config: JudgeRecipe, ranks: Accelerator, resume: str | None) -> None:
     check_batch(config.batch_size, ranks.num_processes)
 
     # Texts and vocabulary, both from the training side alone.
-    parts = load_split(config.data)
-    vocabulary = train_bpe((d.text for d in parts.train[::4]), config.shape.vocabulary)
+    texts = Texts(config.data)
+    vocabulary = train_bpe(texts.sample(), config.shape.vocabulary)
     model = fresh_judge(config.shape, vocabulary, max(config.data.lengths))
-    windows, held_out = windows_of(parts, vocabulary, config.data, config.seed)
-    del parts
+    windows, held_out = texts.windows(vocabulary, config.seed)
 
     steps_per_epoch = windows.batches(config.batch_size)
     validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]

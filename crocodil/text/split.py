@@ -51,11 +51,17 @@ def split(documents: Iterable[Document], held_out: float = 0.02, seed: int = 0) 
     smallest: dict[int, str] = {}
     for cluster, name in zip(clusters, names, strict=True):
         smallest[cluster] = min(name, smallest.get(cluster, name))
-    sides = [_share(smallest[cluster], seed) < held_out for cluster in clusters]
+    sides = [is_held_out(smallest[cluster], held_out, seed) for cluster in clusters]
     return Split(
         train=tuple(document for document, out in zip(documents, sides, strict=True) if not out),
         held_out=tuple(document for document, out in zip(documents, sides, strict=True) if out),
     )
+
+
+def is_held_out(name: str, held_out: float, seed: int) -> bool:
+    """The side of a text of this content hash, or of the cluster whose smallest it is."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64 < held_out
 
 
 def content_hash(text: str) -> str:
@@ -154,8 +160,3 @@ def _powers(base: np.uint64, count: int) -> np.ndarray:
         known = np.concatenate(([np.uint64(1)], np.cumprod(np.full(2 * count, base))))
         _POWERS[base] = known
     return known[:count]
-
-
-def _share(name: str, seed: int) -> float:
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64

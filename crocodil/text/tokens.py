@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,13 @@ from crocodil.errors import CrocodilError
 from crocodil.text.corpus import Document
 from crocodil.text.vocabulary import Vocabulary
 
+IDS, OFFSETS, ABOUT = "ids.npy", "offsets.npy", "corpus.json"
 DOCUMENTS_PER_BATCH = 256
+CHARACTERS_PER_BATCH = 2**22  # a tokenizer holds some hundred bytes for each token of a batch
+NO_DOCUMENT = (
+    "there is no document to tokenise: the source is empty, or too small for its held-out share "
+    "(a few files want data.held_out=0.2)"
+)
 
 
 @dataclass(frozen=True)
@@ -28,29 +34,32 @@ class TokenisedCorpus:
     Attributes:
         ids_T: (T,) uint16 where the vocabulary fits, else int32.
         offsets: (documents + 1,) int64; document i is ids_T[offsets[i] : offsets[i + 1]].
-        names: the ids of the documents.
         fingerprint: of the vocabulary.
-        digest: 16 hex digits over the fingerprint and every document's id and content.
+        digest: 16 hex digits over the fingerprint and the documents, in order.
     """
 
     ids_T: np.ndarray
     offsets: np.ndarray
-    names: tuple[str, ...]
     fingerprint: str
     digest: str
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.offsets) - 1
 
     def document(self, index: int) -> np.ndarray:
         """Ids of one document."""
         return self.ids_T[self.offsets[index] : self.offsets[index + 1]]
 
+    @property
+    def about(self) -> str:
+        """What corpus.json says."""
+        return json.dumps({"fingerprint": self.fingerprint, "digest": self.digest})
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder as a whole: beside it first, then renamed, replacing another one.
 
         Raises:
-            CrocodilError: the folder around it cannot be made or written.
+            CrocodilError: the folder around it cannot be made or written, or the disk is full.
         """
         target = Path(folder)
         try:
@@ -63,10 +72,9 @@ class TokenisedCorpus:
         try:
             written, old = beside / "new", itertools.count()
             written.mkdir()
-            np.save(written / "ids.npy", self.ids_T)
-            np.save(written / "offsets.npy", self.offsets)
-            about = {"fingerprint": self.fingerprint, "digest": self.digest, "names": self.names}
-            (written / "corpus.json").write_text(json.dumps(about), "utf-8")
+            np.save(written / IDS, self.ids_T)
+            np.save(written / OFFSETS, self.offsets)
+            (written / ABOUT).write_text(self.about, "utf-8")
             while True:  # another process may put its own there meanwhile
                 try:
                     os.rename(written, target)
@@ -76,17 +84,23 @@ class TokenisedCorpus:
                     if self._is_in(target):
                         break
                     os.rename(target, beside / str(next(old)))
+        except OSError as error:
+            size = (self.ids_T.nbytes + self.offsets.nbytes) / 2**20
+            raise CrocodilError(
+                f"{target}: {size:,.0f} MiB of tokenised texts cannot be written ({error}); make room, or give another "
+                "data.cache"
+            ) from None
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
     def _is_in(self, folder: Path) -> bool:
         """Whether a folder holds this very corpus, undamaged."""
         try:
-            digest = json.loads((folder / "corpus.json").read_text("utf-8"))["digest"]
-            ids_T = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
-            offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+            digest = json.loads((folder / ABOUT).read_text("utf-8"))["digest"]
+            ids_T = np.load(folder / IDS, mmap_mode="r", allow_pickle=False)
+            offsets = np.load(folder / OFFSETS, allow_pickle=False)
             return digest == self.digest and len(ids_T) == offsets[-1] and len(offsets) == len(self.offsets)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, EOFError, ValueError, KeyError, TypeError):
             return False
 
     @classmethod
@@ -96,23 +110,25 @@ class TokenisedCorpus:
         vocabulary: Vocabulary,
         documents: Iterable[Document] | None = None,
     ) -> TokenisedCorpus:
-        """Open a saved corpus, its ids memory-mapped; `documents`, where given, must be those it was made of.
+        """Open a saved corpus, memory-mapped; `documents`, where given, must be those it was made of.
 
         Raises:
             CrocodilError: missing, damaged, made with another vocabulary or of other documents.
         """
         folder = Path(folder)
         again = "delete the folder and tokenise again"
-        if not (folder / "corpus.json").is_file():
+        if not (folder / ABOUT).is_file():
             raise CrocodilError(f"{folder} holds no tokenised corpus; tokenise documents and save them there")
         try:
-            about = json.loads((folder / "corpus.json").read_text("utf-8"))
-            ids_T = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
-            offsets = np.load(folder / "offsets.npy", allow_pickle=False)
-            corpus = cls(ids_T, offsets, tuple(about["names"]), about["fingerprint"], about["digest"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            about = json.loads((folder / ABOUT).read_text("utf-8"))
+            ids_T, offsets = (
+                np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (IDS, OFFSETS)
+            )
+            corpus = cls(ids_T, offsets, about["fingerprint"], about["digest"])
+            whole = offsets.ndim == ids_T.ndim == 1 and (offsets[0], offsets[-1]) == (0, len(ids_T))
+        except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
             raise CrocodilError(f"{folder} is damaged ({error}); {again}") from error
-        if len(offsets) != len(corpus.names) + 1 or offsets[-1] != len(ids_T):
+        if not whole:
             raise CrocodilError(f"{folder} is damaged (its parts differ in length); {again}")
         if corpus.fingerprint != vocabulary.fingerprint:
             raise CrocodilError(
@@ -129,28 +145,43 @@ def tokenise(documents: Iterable[Document], vocabulary: Vocabulary) -> Tokenised
     Raises:
         CrocodilError: there is no document, or one holds no text.
     """
-    dtype = np.uint16 if vocabulary.size <= 2**16 else np.int32
+    dtype = id_dtype(vocabulary)
     digest = hashlib.sha256(vocabulary.fingerprint.encode())
-    names: list[str] = []
     lengths: list[int] = [0]
     pieces: list[np.ndarray] = []
     documents = iter(documents)
-    while batch := list(itertools.islice(documents, DOCUMENTS_PER_BATCH)):
+    while batch := next_batch(documents):
         encoded = vocabulary.encode_batch([document.text for document in batch])
         for document in batch:
             _add(digest, document)
-        names.extend(document.id for document in batch)
         lengths.extend(map(len, encoded))
-        pieces.append(np.fromiter(itertools.chain.from_iterable(encoded), dtype, sum(map(len, encoded))))
-    if not names:
-        raise CrocodilError(
-            "there is no document to tokenise: the source is empty, or too small for its held-out share "
-            "(a few files want data.held_out=0.2)"
-        )
+        pieces.append(flat(encoded, dtype))
+    if not pieces:
+        raise CrocodilError(NO_DOCUMENT)
     offsets = np.cumsum(np.array(lengths, np.int64))
-    return TokenisedCorpus(
-        np.concatenate(pieces), offsets, tuple(names), vocabulary.fingerprint, digest.hexdigest()[:16]
-    )
+    return TokenisedCorpus(np.concatenate(pieces), offsets, vocabulary.fingerprint, digest.hexdigest()[:16])
+
+
+def next_batch(documents: Iterator[Document], most: int = DOCUMENTS_PER_BATCH) -> list[Document]:
+    """The next documents, at most so many, and few where they are long; none at the end."""
+    batch: list[Document] = []
+    characters = 0
+    while len(batch) < most and characters < CHARACTERS_PER_BATCH:
+        if (document := next(documents, None)) is None:
+            break
+        batch.append(document)
+        characters += len(document.text)
+    return batch
+
+
+def id_dtype(vocabulary: Vocabulary) -> np.dtype:
+    """Of ids on disk."""
+    return np.dtype("<u2" if vocabulary.size <= 2**16 else "<i4")
+
+
+def flat(encoded: list[list[int]], dtype: np.dtype) -> np.ndarray:
+    """Ids of several texts, end to end."""
+    return np.fromiter(itertools.chain.from_iterable(encoded), dtype, sum(map(len, encoded)))
 
 
 def corpus_digest(documents: Iterable[Document], vocabulary: Vocabulary) -> str:
@@ -163,5 +194,6 @@ def corpus_digest(documents: Iterable[Document], vocabulary: Vocabulary) -> str:
 
 def _add(digest: hashlib._Hash, document: Document) -> None:
     for part in (document.id, document.text):
-        data = part.encode("utf-8")
+        # a file's name may be no UTF-8; its bytes are the same whatever the locale
+        data = part.encode("utf-8", "surrogateescape")
         digest.update(len(data).to_bytes(8, "big") + data)

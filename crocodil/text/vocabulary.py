@@ -32,6 +32,10 @@ PROBE = (
     '\ufeff A\x00é e\u0301\r\n\t  if x12:\n\n   y\'ll == "日本\U0001f468\u200d\U0001f469"  \n <|mdm_mask|>  '
 )
 
+# The threads of `encode_batch` do not live on in a forked process: whoever waits for them there waits for ever. By
+# itself the library only knows that when nobody has set this variable.
+os.register_at_fork(after_in_child=lambda: os.environ.__setitem__("TOKENIZERS_PARALLELISM", "false"))
+
 
 def byte_alphabet() -> dict[str, int]:
     """The 256 printable characters that stand for bytes in byte-level BPE (GPT-2), character -> byte."""

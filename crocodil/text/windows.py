@@ -13,6 +13,7 @@ from crocodil.text.tokens import TokenisedCorpus
 from crocodil.text.vocabulary import Vocabulary, check_text
 
 FRAME = 2  # BOS and the first EOS
+BLOCK = 2**18  # documents that are looked at together, so that twelve million take little memory
 CHARACTERS_PER_TOKEN = 4  # only a first guess of how much of a text fills a window
 
 # Purposes: draws for different ends must not repeat one another.
@@ -77,11 +78,14 @@ class Windows:
         self.lengths = tuple(sorted(set(lengths)))
         self.seed = seed
         self.short_fraction = short_fraction
-        counts = np.diff(tokens.offsets)
         capacity = self.lengths[-1] - FRAME
-        # Both are (documents,); see `_first_piece` for what the two cases are.
-        pieces = -(-counts // capacity) + _takes_one_more(counts, capacity)
-        self._ends = np.cumsum(np.where(counts <= capacity, 1, pieces))
+        pieces = np.empty(len(tokens), np.int64)
+        for start in range(0, len(tokens), BLOCK):
+            counts = np.diff(tokens.offsets[start : start + BLOCK + 1])
+            # see `_first_piece` for what the two cases are
+            several = -(-counts // capacity) + _takes_one_more(counts, capacity)
+            pieces[start : start + BLOCK] = np.where(counts <= capacity, 1, several)
+        self._ends = np.cumsum(pieces, out=pieces)
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -18,6 +18,7 @@ from crocodil.errors import CrocodilError
 from crocodil.training.config import load_config
 from crocodil.training.log import read_metrics
 from recipes.cache_registers import CacheRecipe
+from recipes.prepare_texts import TextsRecipe
 from recipes.train_base import BaseRecipe
 from recipes.train_demasker import DemaskerRecipe
 from recipes.train_denoiser import DenoiserRecipe
@@ -231,12 +232,19 @@ def test_settings_whose_export_could_not_be_loaded_are_refused(
 
 
 def test_every_shipped_configuration_is_valid() -> None:
-    recipes = {"base": BaseRecipe, "denoiser": DenoiserRecipe, "judge": JudgeRecipe, "registers": CacheRecipe}
+    recipes = {
+        "base": BaseRecipe,
+        "denoiser": DenoiserRecipe,
+        "judge": JudgeRecipe,
+        "registers": CacheRecipe,
+        "texts": TextsRecipe,
+    }
     for file in sorted((ROOT / "recipes" / "configs").glob("*.yaml")):
         recipe = next((recipes[word] for word in recipes if word in file.stem), DemaskerRecipe)
         load_config(recipe, file, [])
-        command = next(line for line in file.read_text().splitlines() if "accelerate launch" in line)
+        command = next(line for line in file.read_text().splitlines() if "--config recipes/configs/" in line)
         assert f"--config recipes/configs/{file.name}" in command, "a configuration states its command"
+        assert "accelerate launch" in command or "python recipes/" in command
 
 
 GOLDEN_BASE = [6.970846176147461, 5.009307384490967, 4.769279479980469]

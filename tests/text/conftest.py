@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+import crocodil.text.prepare
 from crocodil.text.vocabulary import Vocabulary, train_bpe
 
 PYTHON = '''def area(shape, scale=1.25):
@@ -42,3 +45,10 @@ def vocabulary() -> Vocabulary:
 @pytest.fixture(scope="session")
 def other_vocabulary() -> Vocabulary:
     return train_bpe([PROSE * 4, "import numpy as np\nshape = np.zeros(3)\n" * 3], 420)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crocodil.text.prepare, "PIECE_TOKENS", 300)
+    monkeypatch.setattr(crocodil.text.prepare, "DOCUMENTS_PER_BATCH", 4)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and no test can tell

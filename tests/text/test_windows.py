@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import crocodil.text.windows
 from crocodil.errors import CrocodilError
 from crocodil.text.tokens import TokenisedCorpus
 from crocodil.text.windows import Sample, Windows, cut, pack, split_text
@@ -16,7 +17,7 @@ COUNTS = [0, 1, 14, 15, 28, 30, 42, 43, 100, 1000, 5]
 def corpus(counts=COUNTS) -> TokenisedCorpus:
     """Document d of these lengths; ids count up through the corpus, so a piece tells where it is from."""
     offsets = np.cumsum([0, *counts])
-    return TokenisedCorpus(np.arange(offsets[-1], dtype=np.int32), offsets, tuple(map(str, counts)), "", "")
+    return TokenisedCorpus(np.arange(offsets[-1], dtype=np.int32), offsets, "", "")
 
 
 def test_window_of_a_sample(vocabulary):
@@ -78,6 +79,30 @@ def test_window_is_drawn_among_the_lengths_that_hold_the_text():
     sizes = Counter(windows.sample(index, 0).length for index in range(600))
     assert set(sizes) == {12, 16, 32}
     assert min(sizes.values()) > 150
+
+
+@pytest.mark.parametrize("short_fraction", [0.0, 0.5, 1.0])
+def test_texts_of_no_and_of_one_token_fill_a_window(vocabulary, short_fraction):
+    bos, eos = vocabulary.bos_id, vocabulary.eos_id
+    windows = Windows(corpus([0, 1, 0, 1, 1]), (3, 8), short_fraction=short_fraction)
+    assert len(windows) == 5
+    for epoch in range(20):
+        for index in range(5):
+            sample = windows.sample(index, epoch)
+            ids = sample.window(vocabulary)
+            assert len(ids) == sample.length in (3, 8) and ids[0] == bos
+            assert ids[1:] == [*sample.text_ids, *[eos] * (sample.length - 1 - len(sample.text_ids))]
+            assert len(sample.text_ids) <= (0, 1, 0, 1, 1)[index]
+
+
+def test_millions_of_documents_are_looked_at_in_blocks(monkeypatch):
+    draw = np.random.default_rng(0)
+    counts = draw.integers(0, 100, 1000).tolist()
+    whole = Windows(corpus(counts), (16,))
+    monkeypatch.setattr(crocodil.text.windows, "BLOCK", 7)
+    blocks = Windows(corpus(counts), (16,))
+    assert len(blocks) == len(whole)
+    assert all(blocks.sample(index, 1) == whole.sample(index, 1) for index in range(0, len(whole), 50))
 
 
 def test_order_is_a_permutation_per_epoch():
