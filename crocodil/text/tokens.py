@@ -50,11 +50,6 @@ class TokenisedCorpus:
         """Ids of one document."""
         return self.ids_T[self.offsets[index] : self.offsets[index + 1]]
 
-    @property
-    def about(self) -> str:
-        """What corpus.json says."""
-        return json.dumps({"fingerprint": self.fingerprint, "digest": self.digest})
-
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder as a whole: beside it first, then renamed, replacing another one.
 
@@ -74,7 +69,9 @@ class TokenisedCorpus:
             written.mkdir()
             np.save(written / IDS, self.ids_T)
             np.save(written / OFFSETS, self.offsets)
-            (written / ABOUT).write_text(self.about, "utf-8")
+            files = {name: _file_digest(written / name) for name in (IDS, OFFSETS)}
+            about = {"fingerprint": self.fingerprint, "digest": self.digest, "files": files}
+            (written / ABOUT).write_text(json.dumps(about), "utf-8")
             while True:  # another process may put its own there meanwhile
                 try:
                     os.rename(written, target)
@@ -125,11 +122,16 @@ class TokenisedCorpus:
                 np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (IDS, OFFSETS)
             )
             corpus = cls(ids_T, offsets, about["fingerprint"], about["digest"])
+            altered = [
+                n for n, digest in about.get("files", {}).items() if _file_digest(folder / n) != digest
+            ]
             whole = offsets.ndim == ids_T.ndim == 1 and (offsets[0], offsets[-1]) == (0, len(ids_T))
         except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
             raise CrocodilError(f"{folder} is damaged ({error}); {again}") from error
         if not whole:
             raise CrocodilError(f"{folder} is damaged (its parts differ in length); {again}")
+        if altered:
+            raise CrocodilError(f"{folder} is damaged ({altered[0]} was altered); {again}")
         if corpus.fingerprint != vocabulary.fingerprint:
             raise CrocodilError(
                 f"{folder} is of vocabulary {corpus.fingerprint}, not {vocabulary.fingerprint}; {again}"
@@ -137,6 +139,11 @@ class TokenisedCorpus:
         if documents is not None and corpus_digest(documents, vocabulary) != corpus.digest:
             raise CrocodilError(f"{folder} was made of other documents; {again}")
         return corpus
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def tokenise(documents: Iterable[Document], vocabulary: Vocabulary) -> TokenisedCorpus:

@@ -14,17 +14,17 @@ T = TypeVar("T")
 def ahead(make: Callable[[K], T], keys: Iterable[K], threaded: bool = True) -> Iterator[tuple[K, T]]:
     """`(key, make(key))` for all keys in order, each made by a thread while the one before is in use.
 
-    What `make` raises is raised here, where its value would have come. `make` must be a function of its key alone, for
-    it runs one key ahead of a loop that may stop.
+    What `make` or `keys` raises is raised here, where its value would have come. `make` must be a function of its key
+    alone, for it runs one key ahead of a loop that may stop.
     """
     if not threaded:
         for key in keys:
             yield key, make(key)
         return
-    made: queue.Queue[tuple[K, T | None, BaseException | None] | None] = queue.Queue(maxsize=1)
+    made: queue.Queue[tuple[K, T] | BaseException | None] = queue.Queue(maxsize=1)
     over = threading.Event()
 
-    def put(item: tuple[K, T | None, BaseException | None] | None) -> None:
+    def put(item: tuple[K, T] | BaseException | None) -> None:
         while not over.is_set():
             try:
                 made.put(item, timeout=0.1)
@@ -33,24 +33,22 @@ def ahead(make: Callable[[K], T], keys: Iterable[K], threaded: bool = True) -> I
                 continue
 
     def work() -> None:
-        for key in keys:
-            if over.is_set():
-                return
-            try:
-                put((key, make(key), None))
-            except BaseException as error:
-                put((key, None, error))
-                return
-        put(None)
+        try:
+            for key in keys:
+                if over.is_set():
+                    return
+                put((key, make(key)))
+            put(None)
+        except BaseException as error:
+            put(error)
 
     thread = threading.Thread(target=work, name="ahead", daemon=True)
     thread.start()
     try:
         while (item := made.get()) is not None:
-            key, value, error = item
-            if error is not None:
-                raise error
-            yield key, value  # type: ignore[misc]
+            if isinstance(item, BaseException):
+                raise item
+            yield item
     finally:
         over.set()
         thread.join()
