@@ -83,6 +83,8 @@ def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> boo
     record = as_built(config, module)
     llada, K, D = module.demasker.llada, module.encoder.K, module.encoder.D
     llada.recompute = config.recompute
+    if config.recompute:
+        module.encoder.recompute()
     if config.compile:
         compile_blocks([*llada.blocks, *module.encoder.backbone.layers])
     windows, held_out = Texts(config.data).windows(vocabulary, config.seed)

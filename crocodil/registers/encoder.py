@@ -156,6 +156,10 @@ class RegisterEncoder(nn.Module):
             return self.norm(z)
         return normalise(z)
 
+    def recompute(self) -> None:
+        """Keep one activation a layer, and compute the others again in backward; in training mode only."""
+        self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+
     @property
     def register_norm(self) -> float:
         """√D, the norm of a register."""

@@ -86,6 +86,7 @@ class Engine:
             settings = accelerator.state.deepspeed_plugin.deepspeed_config
             settings["gradient_clipping"] = config.clip_norm
             settings["train_micro_batch_size_per_gpu"] = 1
+        module.train()  # a released encoder comes in evaluation mode
         self.placement.receive(accelerator, module)
         bare = build_optimiser(module.named_parameters(), config, family)
         self.wrapped, self.optimiser = accelerator.prepare(module, bare)

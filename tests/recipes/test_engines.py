@@ -95,7 +95,13 @@ def test_sixteen_bits_work_everywhere(
     if "zero" in where:
         request.getfixturevalue("needs_deepspeed")
     run = tmp_path / "run"
-    about = [*demasker(texts, base, run), "precision=bf16", "sample_every=2", "sample_nfe=2"]
+    about = [
+        *demasker(texts, base, run),
+        "precision=bf16",
+        "recompute=true",
+        "sample_every=2",
+        "sample_nfe=2",
+    ]
     if adapted:
         about += [f"start={one_rank / 'export'}", "lora.rank=2"]
     launch("train_demasker.py", where, *about, ranks=None if where == "cpu.yaml" else 2)
