@@ -56,7 +56,8 @@ class Watchdog:
             self._store.set(f"beat/{rank_and_world()[0]}", self._at)
 
     def _watch(self) -> None:
-        while not self._over.wait(min(1.0, self._seconds / 4)):
+        interval = min(1.0, self._seconds / 4)
+        while not self._over.wait(interval):
             still = time.monotonic() - self._last
             if still > self._seconds:
                 message = f"crocodil: rank {rank_and_world()[0]}: nothing for {still:.0f} s in {self._at}{self._others()}"
@@ -64,6 +65,7 @@ class Watchdog:
                 with suppress(OSError):  # a full disk or a closed terminal must not keep it alive
                     os.write(2, f"{message}\n".encode())
                     sys.stderr.flush()
+                time.sleep(2 * interval)  # whoever leaves first takes the others' connections with it
                 os._exit(EXIT_CODE)  # nothing in this process can be waited for
 
     def _others(self) -> str:
