@@ -12,8 +12,8 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
 #SBATCH --output=%x-%j.log
-# Five minutes before the time is up the recipe is told to save and stop; --resume goes on from there.
-#SBATCH --signal=TERM@300
+# A quarter of an hour before the time is up the recipe is told to save and stop; --resume goes on from there.
+#SBATCH --signal=TERM@900
 set -euo pipefail
 
 RECIPE=${RECIPE:-recipes/train_demasker.py}
@@ -25,7 +25,9 @@ PORT=${PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 PATH="$PWD/$VENV/bin:$PATH"
-export HEAD PATH
+# torch's launcher would kill its workers 30 seconds after it was told to stop, in the middle of a checkpoint
+TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-3600}
+export HEAD PATH TORCH_ELASTIC_SHUTDOWN_TIMEOUT
 
 # One launcher per node starts that node's processes; SLURM_NODEID is known only inside srun, hence the inner shell.
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch \

@@ -93,12 +93,12 @@ def placement_of(accelerator: Accelerator, eight_bit: bool = False) -> Placement
             from crocodil.training.placement.zero3 import Zero3
 
             return Zero3()
-        if plugin.zero_stage in (1, 2):
+        if plugin.zero_stage == 2:
             from crocodil.training.placement.zero2 import Zero2
 
             return Zero2()
         raise CrocodilError(
-            f"DeepSpeed ZeRO stage {plugin.zero_stage} is not supported; take 1, 2 or 3 (launch/zero2.yaml, "
+            f"DeepSpeed ZeRO stage {plugin.zero_stage} is not supported; take 2 or 3 (launch/zero2.yaml, "
             "launch/zero3.yaml), or plain data parallel (launch/ddp8.yaml)"
         )
     if kind == DistributedType.FSDP:

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-1 and ZeRO-2: every rank has whole weights, and a range of the masters and moments.
+"""DeepSpeed ZeRO-2: every rank has whole weights, and a range of the masters and moments.
 
 A group's masters are one flat tensor that is divided among the ranks, so a rank has all of a parameter, a part of it, or
 nothing; its piece is then empty.
