@@ -126,10 +126,11 @@ def _varlen(
         return flash_attn(q[0], k[0], v[0], ends, ends, longest, longest, causal=causal)[None]
     from torch.nn.attention.varlen import varlen_attn
 
-    copies = q.shape[-2] // k.shape[-2]
-    k, v = (x[0].repeat_interleave(copies, dim=-2) for x in (k, v))
-    window = (-1, 0) if causal else (-1, -1)
-    return cast(torch.Tensor, varlen_attn(q[0], k, v, ends, ends, longest, longest, window_size=window))[None]
+    window, shared = (-1, 0) if causal else (-1, -1), q.shape[-2] != k.shape[-2]
+    out = varlen_attn(
+        q[0], k[0], v[0], ends, ends, longest, longest, window_size=window, enable_gqa=shared
+    )  # fmt: skip
+    return cast(torch.Tensor, out)[None]
 
 
 @cache

@@ -11,6 +11,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --output=%x-%j.log
 # A quarter of an hour before the time is up the recipe is told to save and stop; --resume goes on from there.
 #SBATCH --signal=TERM@900
@@ -27,10 +28,12 @@ HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 PATH="$PWD/$VENV/bin:$PATH"
 # torch's launcher would kill its workers 30 seconds after it was told to stop, in the middle of a checkpoint
 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-3600}
-export HEAD PATH TORCH_ELASTIC_SHUTDOWN_TIMEOUT
+# rows differ in length, which would leave holes in the GPU's memory
+PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
+export HEAD PATH TORCH_ELASTIC_SHUTDOWN_TIMEOUT PYTORCH_CUDA_ALLOC_CONF
 
 # One launcher per node starts that node's processes; SLURM_NODEID is known only inside srun, hence the inner shell.
-srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch \
+srun --cpu-bind=none --kill-on-bad-exit=1 bash -c 'exec accelerate launch \
     --config_file "$0" --num_machines "$SLURM_NNODES" --num_processes "$1" --machine_rank "$SLURM_NODEID" \
     --main_process_ip "$HEAD" --main_process_port "$2" "${@:3}"' \
     "$LAUNCH" "$((SLURM_NNODES * GPUS_PER_NODE))" "$PORT" "$RECIPE" --config "$CONFIG" "$@"

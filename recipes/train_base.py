@@ -142,10 +142,11 @@ def train(config: BaseRecipe, ranks: Accelerator, resume: str | None) -> None:
 
     # Engine, and where it goes on.
     start = find_start(config, resume, windows.tokens.digest, WEIGHTS)
-    engine = Engine(ranks, UnguidedDemasker(model), config.optimiser, config.steps, ema=config.ema)
-    if start.checkpoint is not None:
-        engine.load(start.checkpoint)
     with Run(config, ranks, start, windows.tokens.digest) as run:
+        run.beat(start.step, "building the engine")
+        engine = Engine(ranks, UnguidedDemasker(model), config.optimiser, config.steps, ema=config.ema)
+        if start.checkpoint is not None:
+            engine.load(start.checkpoint)
         require_room(config, engine)
         run.say(f"{len(windows):,} training windows, {len(held_out):,} held out, from step {start.step}")
         for step, (ids, batches) in ahead(prepare, range(start.step, config.steps), config.prefetch):

@@ -47,7 +47,7 @@ def test_slurm_starts_one_launcher_a_node(tmp_path: Path) -> None:
     told = tmp_path / "told"
     for name, body in {
         "scontrol": "echo node1; echo node2",
-        "srun": 'shift; SLURM_NODEID=1 exec "$@"',
+        "srun": 'shift 2; SLURM_NODEID=1 exec "$@"',
         "accelerate": f'printf "%s\\n" "$@" > {told}',
     }.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")

@@ -7,7 +7,7 @@ import os
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -19,7 +19,11 @@ def accelerator(config: LoopConfig) -> Accelerator:
     """An Accelerator for this launch."""
     precision = config.precision
     if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+        precision = (
+            "bf16"
+            if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+            else "no"
+        )
     cpu_ranks = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     # the watchdog speaks first and says more; what it is not there for, the group ends
@@ -32,7 +36,11 @@ def accelerator(config: LoopConfig) -> Accelerator:
         mixed_precision=precision,
         log_with=config.tracker,
         project_dir=config.run,
-        kwargs_handlers=[group],
+        # gradients live in the buckets that travel, and buffers are the same on every rank
+        kwargs_handlers=[
+            group,
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+        ],
     )
     if cpu_ranks and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # accelerate knows FSDP on accelerators only, though torch shards over gloo as well

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +31,7 @@ MANIFEST = "manifest.json"
 _log = logging.getLogger(__name__)
 _STEP = re.compile(r"step-(\d+)")
 _STRAY = re.compile(r"\..+\.(writing|removing)")
+_RANKED = re.compile(r"-(\d{5})(?:-\d+)?\.\w+$")
 _DIGEST_THREADS = 4
 _PART = 16 << 20
 DIGEST = "blake2b of 16 MiB parts"
@@ -138,10 +139,13 @@ def require_complete(directory: Path, group: ProcessGroup | None = None) -> None
         raise CrocodilError(f"{directory}: not loaded: {fault}; choose another checkpoint of the run")
 
 
-def prune(run_dir: Path, keep: int, group: ProcessGroup | None = None) -> None:
+def prune(run_dir: Path, keep: int, group: ProcessGroup | None = None, trusted: Collection[str] = ()) -> None:
     """Delete checkpoints older than the newest `keep` that verify, and what killed runs left half-written.
 
     Nothing is deleted until `keep` checkpoints verify, so the last good one always stays.
+
+    Args:
+        trusted: names of those that this process has published or verified itself; they are not read again.
     """
     if keep < 1:
         raise CrocodilError(f"keep is {keep}: at least one checkpoint must stay")
@@ -150,7 +154,7 @@ def prune(run_dir: Path, keep: int, group: ProcessGroup | None = None) -> None:
         if good >= keep:
             if rank_and_world(group)[0] == 0:
                 _retire(candidate)
-        elif _agreed_damage(candidate, group) is None:
+        elif candidate.name in trusted or _agreed_damage(candidate, group) is None:
             good += 1
     if rank_and_world(group)[0] == 0 and run_dir.is_dir():
         for stray in run_dir.iterdir():
@@ -216,8 +220,10 @@ def _relative_files(directory: Path) -> list[str]:
 
 
 def _describe_files(directory: Path, rank: int, world: int) -> dict[str, dict[str, int | str]]:
-    """Flush this rank's share of the files, and read each meanwhile for its manifest entry."""
-    mine = _relative_files(directory)[rank::world]
+    """Flush this rank's files, and read each meanwhile for its manifest entry. What a rank has written it has in memory
+    still, and only its own machine can flush; what bears no rank is rank 0's."""
+    present = _relative_files(directory)
+    mine = [path for path in present if _owner(path, world) == rank]
     with ThreadPoolExecutor(_DIGEST_THREADS) as pool, ThreadPoolExecutor(_DIGEST_THREADS) as flushing:
         flushed = [flushing.submit(fsync, directory / path) for path in mine]
         digests = {path: _digest(directory / path, pool) for path in mine}
@@ -227,6 +233,11 @@ def _describe_files(directory: Path, rank: int, world: int) -> dict[str, dict[st
             path: {"bytes": (directory / path).stat().st_size, DIGEST: digest()}
             for path, digest in digests.items()
         }
+
+
+def _owner(path: str, world: int) -> int:
+    named = _RANKED.search(path)
+    return int(named[1]) if named and int(named[1]) < world else 0
 
 
 def _digest(path: Path, pool: ThreadPoolExecutor) -> Callable[[], str]:

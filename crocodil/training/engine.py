@@ -89,7 +89,14 @@ class Engine:
         module.train()  # a released encoder comes in evaluation mode
         self.placement.receive(accelerator, module)
         bare = build_optimiser(module.named_parameters(), config, family)
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        groups = [[names[id(parameter)] for parameter in group["params"]] for group in bare.param_groups]
         self.wrapped, self.optimiser = accelerator.prepare(module, bare)
+        if not self.placement.steps_itself:
+            # accelerate finds the pieces of FSDP2 by their addresses, and empty ones have none
+            present = dict(module.named_parameters())
+            for group, members in zip(self.optimiser.param_groups, groups, strict=True):
+                group["params"] = [present[name] for name in members]
         self.ema = Ema(self._pieces(), ema) if ema else None
 
     def accumulate(
@@ -216,9 +223,12 @@ class Engine:
             share.clear()
             part += 1
 
-        for i, (key, tensor) in enumerate(self._state()):
-            if i % world == rank:
-                share[key] = tensor
+        given = [0] * world  # bytes of each rank: the next tensor goes to the one with the fewest
+        for key, tensor in self._state():
+            whose = min(range(world), key=given.__getitem__)
+            given[whose] += tensor.nbytes
+            if whose == rank:
+                share[key] = tensor.cpu()
                 if sum(t.nbytes for t in share.values()) >= PART_BYTES:
                     flush()
         if share:

@@ -63,6 +63,7 @@ class Run:
         self._described = flat(config)
         self._stack = ExitStack()
         self._failed_at: int | None = None
+        self._published = [start.checkpoint.name] if start.checkpoint else []
         if ranks.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(config, self.folder / "config.yaml")
@@ -216,7 +217,8 @@ class Run:
         }
         with publishing(self.folder, checkpoint_name(step)) as directory:
             engine.save(directory, values)
-        prune(self.folder, self._config.keep)
+        self._published.append(checkpoint_name(step))
+        prune(self.folder, self._config.keep, trusted=self._published)
         self.start = Start(self.folder / checkpoint_name(step), step, stage)
 
     def export(

@@ -54,11 +54,14 @@ def find_start(config: Any, resume: str | None, corpus: str, may_change: Sequenc
                 f"{run} holds checkpoints ({found.name}, …); go on with --resume, or give another run="
             )
         return Start(None)
-    checkpoint = latest(run) if resume == NEWEST else Path(resume)
-    if checkpoint is None:
-        _tell(f"{run}: no complete checkpoint to resume from; the run begins at step 0")
-        return Start(None)
-    require_complete(checkpoint)
+    if resume == NEWEST:
+        checkpoint = latest(run)
+        if checkpoint is None:
+            _tell(f"{run}: no complete checkpoint to resume from; the run begins at step 0")
+            return Start(None)
+    else:
+        checkpoint = Path(resume)
+        require_complete(checkpoint)
     values = load_values(checkpoint, STATE.format(rank=0))
     trained_on = values.get("corpus")
     if trained_on != corpus:

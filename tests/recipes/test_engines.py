@@ -55,6 +55,21 @@ def test_two_ranks_are_the_training_of_one(
     assert all(one["text"] and isinstance(one["reconstruction"], str) for one in written)
 
 
+@slow
+@pytest.mark.parametrize("where", ["fsdp2.yaml", pytest.param("zero3.yaml", marks=deepspeed)])
+def test_more_ranks_than_rows(
+    where: str, texts: Path, base: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """START and END are two rows and the suffix is three: of four ranks some have nothing of either."""
+    if "zero" in where:
+        request.getfixturevalue("needs_deepspeed")
+    runs = {ranks: tmp_path / f"run{ranks}" for ranks in (1, 4)}
+    launch("train_demasker.py", "cpu.yaml", *demasker(texts, base, runs[1]), "batch_size=8")
+    launch("train_demasker.py", where, *demasker(texts, base, runs[4]), "batch_size=8", ranks=4)
+    assert losses(runs[4]) == pytest.approx(losses(runs[1]), abs=1e-5)
+    assert weights_differ(*runs.values()) < 1e-5
+
+
 @pytest.mark.parametrize(
     "where",
     [

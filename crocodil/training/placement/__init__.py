@@ -34,7 +34,7 @@ class Placement(Protocol):
         ...
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
-        """Its float32 value on the CPU: the master where it is trained, the weight where it is frozen. Collective."""
+        """Its float32 value: the master where it is trained, the weight where it is frozen. Collective."""
         ...
 
     def take(self, parameter: nn.Parameter, value: Tensor) -> None:
@@ -42,7 +42,7 @@ class Placement(Protocol):
         ...
 
     def moments(self, optimiser: Any, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """`MOMENTS` of a trained parameter, whole, in float32 on the CPU; nothing before its first step. Collective."""
+        """`MOMENTS` of a trained parameter, whole, in float32; nothing before its first step. Collective."""
         ...
 
     def take_moments(self, optimiser: Any, parameter: nn.Parameter, values: Mapping[str, Tensor]) -> None:

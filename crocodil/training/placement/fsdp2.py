@@ -35,6 +35,7 @@ class Fsdp2:
     steps_itself = False
 
     def receive(self, accelerator: Accelerator, module: nn.Module) -> None:
+        self._dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
         if TWIN not in module.__dict__:
             blank = {
                 id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in module.parameters()
@@ -55,7 +56,7 @@ class Fsdp2:
             part.reshard()
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
-        return _whole(cast(DTensor, parameter.detach())).float().cpu()
+        return _whole(cast(DTensor, parameter.detach())).float()
 
     def take(self, parameter: nn.Parameter, value: Tensor) -> None:
         self.show(parameter, self.cut(parameter, value))
@@ -64,7 +65,7 @@ class Fsdp2:
         state = optimiser.optimizer.state.get(parameter)
         if not state:
             return {}
-        return {name: _whole(state[name]).float().cpu() for name in MOMENTS[:2]} | {
+        return {name: _whole(state[name]).float() for name in MOMENTS[:2]} | {
             "step": torch.as_tensor(float(state["step"]))
         }
 
@@ -92,7 +93,7 @@ class Fsdp2:
         return value.detach()[first : first + size].to(local.device, torch.float32, copy=True)
 
     def joined(self, parameter: nn.Parameter, piece: Tensor) -> Tensor:
-        return _whole(_like(parameter, piece)).cpu()
+        return _whole(_like(parameter, piece))
 
     def show(self, parameter: nn.Parameter, piece: Tensor) -> None:
         _local(parameter).copy_(piece)
@@ -101,7 +102,10 @@ class Fsdp2:
     def gathered(self, wrapped: nn.Module, module: nn.Module) -> Iterator[nn.Module]:
         # FSDP2 has no way to take its hooks away, so the weights go into a twin that never had them
         twin: nn.Module = module.__dict__[TWIN]
-        whole = {name: _whole(cast(DTensor, p.detach())) for name, p in module.named_parameters()}
+        # one after another into the dtype that the forward computes in: masters of a large model would not fit
+        whole = {
+            name: _whole(cast(DTensor, p.detach())).to(self._dtype) for name, p in module.named_parameters()
+        }
         twin.load_state_dict(whole, strict=True, assign=True)
         try:
             yield twin.eval()

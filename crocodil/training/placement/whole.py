@@ -24,7 +24,7 @@ class Whole:
         pass
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
-        return parameter.detach().float().cpu()
+        return parameter.detach().float()
 
     def take(self, parameter: nn.Parameter, value: Tensor) -> None:
         parameter.data.copy_(value)

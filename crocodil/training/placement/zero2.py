@@ -30,8 +30,8 @@ class Zero2:
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
         if parameter.requires_grad:
-            return self.joined(parameter, self.piece(parameter)).cpu()
-        return parameter.detach().float().cpu()
+            return self.joined(parameter, self.piece(parameter))
+        return parameter.detach().float()
 
     def take(self, parameter: nn.Parameter, value: Tensor) -> None:
         parameter.data.copy_(value)
@@ -43,7 +43,7 @@ class Zero2:
         if not state:
             return {}
         pieces = {name: _range(parameter, state[name]) for name in MOMENTS[:2]}
-        whole = {name: self.joined(parameter, piece).cpu() for name, piece in pieces.items()}
+        whole = {name: self.joined(parameter, piece) for name, piece in pieces.items()}
         return {**whole, "step": torch.as_tensor(float(state["step"]))}
 
     def take_moments(self, optimiser: Any, parameter: nn.Parameter, values: Mapping[str, Tensor]) -> None:

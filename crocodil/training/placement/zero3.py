@@ -52,9 +52,9 @@ class Zero3:
 
     def whole(self, parameter: nn.Parameter) -> Tensor:
         if parameter.requires_grad:
-            return safe_get_full_fp32_param(parameter).view(_shape(parameter)).cpu()
+            return safe_get_full_fp32_param(parameter).view(_shape(parameter))
         with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.detach().float().cpu().clone()
+            return parameter.detach().to(torch.float32, copy=True)
 
     def take(self, parameter: nn.Parameter, value: Tensor) -> None:
         piece = self.cut(parameter, value)
@@ -69,9 +69,7 @@ class Zero3:
         if not state:
             return {}
         shape = _shape(parameter)
-        whole = {
-            name: safe_get_full_optimizer_state(parameter, name).view(shape).cpu() for name in MOMENTS[:2]
-        }
+        whole = {name: safe_get_full_optimizer_state(parameter, name).view(shape) for name in MOMENTS[:2]}
         return {**whole, "step": torch.as_tensor(float(state["step"]))}
 
     def take_moments(self, optimiser: Any, parameter: nn.Parameter, values: Mapping[str, Tensor]) -> None:
@@ -100,7 +98,7 @@ class Zero3:
         pieces = [torch.empty_like(piece) for _ in range(world)]
         torch.distributed.all_gather(pieces, piece.contiguous())
         shape = _shape(parameter)
-        return torch.cat(pieces)[: shape.numel()].view(shape).cpu()
+        return torch.cat(pieces)[: shape.numel()].view(shape)
 
     def show(self, parameter: nn.Parameter, piece: Tensor) -> None:
         parameter.ds_tensor.data.copy_(piece)  # type: ignore[attr-defined]
