@@ -34,6 +34,8 @@ class Watchdog:
         self._last = time.monotonic()
         self._at = "start"
         self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._speaks = False
         self._store: Any = None
 
     def __enter__(self) -> Watchdog:
@@ -41,11 +43,13 @@ class Watchdog:
             self._last = time.monotonic()
             if is_distributed():
                 self._store = torch.distributed.distributed_c10d._get_default_store()
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        if self._speaks:
+            self._thread.join()  # it is ending the process; what the others' leaving has raised here is no news
 
     def beat(self, step: int, operation: str) -> None:
         """This rank begins `operation` of step `step`."""
@@ -62,6 +66,7 @@ class Watchdog:
             if still > self._seconds:
                 message = f"crocodil: rank {rank_and_world()[0]}: nothing for {still:.0f} s in {self._at}{self._others()}"
                 message += "; stopped. --resume goes on from the last checkpoint, timeout= allows for more"
+                self._speaks = True
                 with suppress(OSError):  # a full disk or a closed terminal must not keep it alive
                     os.write(2, f"{message}\n".encode())
                     sys.stderr.flush()
