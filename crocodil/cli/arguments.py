@@ -18,6 +18,8 @@ NUMBERS = re.compile(r"-?[\d.,][\d.,e+-]*")
 
 DTYPES = ("bfloat16", "float16", "float32")
 METHODS = ("mdm", "conthendisc", "conwithindisc", "alg3")
+GPUS = ("a100-40", "a100-80", "h100", "h200")
+LAUNCHES = ("zero3", "zero2", "ddp", "fsdp2", "zero3_offload")
 TEMPLATE = r"""'["x = [", 24, "]\n"]'"""
 SOURCE = (
     "held-out texts: bundled, or the held-out part of a corpus: stdlib, a folder, a .jsonl or .parquet file"
@@ -279,6 +281,50 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     _denoisers(one)
 
     verb("info", "what a model is: its sizes, registers, window, fingerprint and licence")
+
+    one = verb(
+        "plan",
+        "what a training costs, before anything is rented: memory of a GPU, traffic, hours, checkpoints",
+        loads=False,
+    )
+    one.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="fields of the configuration, as row_tokens=8192"
+    )
+    one.add_argument(
+        "--config", required=True, metavar="FILE", help="a configuration of recipes/train_demasker.py"
+    )
+    one.add_argument("--gpus", type=_positive, required=True, metavar="N", help="GPUs in all")
+    one.add_argument("--gpu", choices=GPUS, default="h100", help="which (default h100)")
+    one.add_argument(
+        "--launch",
+        choices=LAUNCHES,
+        help="the file of launch/ (default zero3; for one GPU ddp, of which gpu.yaml is the case)",
+    )
+    one.add_argument(
+        "--gpus-per-node", type=_positive, default=8, metavar="N", help="GPUs of one machine (default 8)"
+    )
+    one.add_argument(
+        "--between",
+        type=_amount,
+        default=40.0,
+        metavar="GB/S",
+        help="at which one GPU takes part in a collective across machines, as nccl-tests says it (default 40, assumed)",
+    )
+    one.add_argument(
+        "--mfu",
+        type=_amount,
+        metavar="SHARE",
+        help="of the peak that a step reaches which trains everything (default 0.4, on A100 0.5, assumed)",
+    )
+    one.add_argument(
+        "--texts", type=_positive, metavar="N", help="training windows of an epoch, to count epochs"
+    )
+    one.add_argument(
+        "--mean-length",
+        type=_positive,
+        metavar="N",
+        help="tokens of a window on average (default each of data.lengths as often)",
+    )
 
     one = verb(
         "export",

@@ -430,6 +430,25 @@ def info(args: argparse.Namespace) -> None:
         print(f"{name.replace('_', ' '):20} {visible(shown)}")
 
 
+def plan(args: argparse.Namespace) -> None:
+    """What a training costs."""
+    with spinner("counting"):
+        from crocodil.joint import DemaskerRecipe
+        from crocodil.plan.networks import networks
+        from crocodil.plan.planner import Place, plan
+        from crocodil.plan.terminal import headline, show
+        from crocodil.training.config import load_config
+
+        config = load_config(DemaskerRecipe, args.config, args.overrides)
+        launch = args.launch or ("zero3" if args.gpus > 1 else "ddp")
+        place = Place(args.gpus, args.gpu, launch, args.gpus_per_node, args.between * 1e9, args.mfu)
+        found = plan(networks(config), place, args.texts, args.mean_length)
+    if args.json:
+        _print_json({"headline": headline(found)} | found.document())
+    else:
+        show(_console(), found)
+
+
 def export(args: argparse.Namespace) -> None:
     """A model folder out of a model, a checkpoint or adapters."""
     with spinner("reading and writing weights"):

@@ -1,0 +1,90 @@
+"""SIGTERM and SIGINT end a run at the next step's end, with a checkpoint; what goes on is the same run."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from crocodil.joint import family
+from tests.faults.nursery import Fault
+from tests.faults.trials import (
+    SHORT,
+    Trials,
+    assert_identical,
+    checkpoint,
+    same,
+    state,
+    steps_saved,
+)
+
+BOUNDARY = 6  # of SHORT
+
+
+def stop_in(step: int, operation: str = "update", number: int = signal.SIGTERM) -> Fault:
+    """A signal while step `step`, the first is 0, is done."""
+    return Fault(("kill", number), ("at", step, operation))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_one_signal_saves_at_the_step_s_end(
+    number: signal.Signals, trials: Trials, short: Path, tmp_path: Path
+) -> None:
+    """F4: the step is finished, its checkpoint is the last thing, and the exit code is 0."""
+    run = tmp_path / "run"
+    job = trials.begin(run, *SHORT, faults=[stop_in(7, "forward and backward", number)])
+    assert job.wait(20) == [0]
+    assert "stopped after step 8; the same command with --resume goes on" in job.err()
+    assert steps_saved(run) == [3, 6, 8] and not (run / "export").exists()
+    trials.train(run, *SHORT, "--resume")
+    assert_identical(run, short)
+
+
+def test_a_second_signal_ends_at_once(trials: Trials, tmp_path: Path) -> None:
+    """F4: even in a step that does not end; the checkpoint before is whole."""
+    run = tmp_path / "run"
+    job = trials.begin(run, *SHORT, faults=[Fault(("sleep", 60), ("at", 4, "update"))])
+    while not checkpoint(run, 3).exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    job.send(signal.SIGTERM)
+    time.sleep(1.2)  # what comes within a second is an echo of the first
+    assert not job.is_over()
+    began = time.monotonic()
+    job.send(signal.SIGTERM)
+    assert job.wait(20) == [-signal.SIGTERM] and time.monotonic() - began < 5
+    assert steps_saved(run) == [3] and state(checkpoint(run, 3))
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(trials: Trials, pair: Path, tmp_path: Path) -> None:
+    """F4, on two ranks of which only the second one hears of it."""
+    run = tmp_path / "run"
+    fault = Fault(("kill", signal.SIGTERM), ("at", 4, "forward and backward"), rank=1)
+    assert trials.begin(run, *SHORT, launch="cpu2.yaml", faults=[fault]).wait(30) == [0, 0]
+    assert steps_saved(run) == [3, 5]
+    trials.train(run, *SHORT, "--resume", launch="cpu2.yaml")
+    assert_identical(run, pair)
+
+
+@pytest.mark.parametrize("stop", [BOUNDARY - 1, BOUNDARY, BOUNDARY + 1])
+def test_stopped_around_the_boundary_of_the_stages(
+    stop: int, trials: Trials, short: Path, tmp_path: Path
+) -> None:
+    """F11: identical; LLaDA's own weights are bit-equal before the boundary and move after it."""
+    run = tmp_path / "run"
+    trials.train(run, *SHORT, "save_every=100", faults=[stop_in(stop - 1)])
+    assert steps_saved(run)[-1] == stop
+    trials.train(run, *SHORT, "--resume")
+    assert_identical(run, short)
+    first, here, last = (state(checkpoint(one, step)) for one, step in ((short, 3), (run, stop), (short, 12)))
+    frozen = [name for name in first if name.startswith("model/") and family(name[6:]) == "llada"]
+    assert len(frozen) > 10
+    for name in frozen:
+        assert torch.equal(first[name], here[name]) == (stop <= BOUNDARY), name
+        assert not torch.equal(here[name], last[name]), name
+        # no moment before it trains
+        assert any(f"/{name[6:]}" in key for key in here if key.startswith("optimiser/")) == (stop > BOUNDARY)
+    assert not same(here, last)
