@@ -167,37 +167,31 @@ def scale_loss(steps: Sequence[int], factor: float | str) -> None:
     wrap("crocodil.autoencoder:Autoencoder.forward", forward)
 
 
-def mask_nothing() -> None:
-    """This rank's texts have no masked token."""
-
-    def corrupt(function: Callable[..., Any]) -> Callable[..., Any]:
-        def unmasked(*arguments: Any) -> Any:
-            batch = function(*arguments)
-            batch.texts.is_masked_T.zero_()
-            return batch
-
-        return unmasked
-
-    wrap("recipes.train_demasker:corrupt", corrupt)
-
-
-def level(t: float) -> None:
-    """Every text is masked at this level."""
-    wrap("crocodil.autoencoder:draw_level", lambda _: lambda *_: t)
-
-
-def cut_texts(length: int) -> None:
-    """Texts have at most so many tokens."""
+def edges(kinds: Sequence[dict[str, Any]]) -> None:
+    """This rank's micro-batches, one after another, are of these kinds: `unmasked` (no token is masked), `level` (every
+    text is masked at this t), `tokens` (at most so many in a text)."""
     from dataclasses import replace
 
-    def sample(function: Callable[..., Any]) -> Callable[..., Any]:
-        def cut(*arguments: Any) -> Any:
-            whole = function(*arguments)
-            return replace(whole, text_ids=whole.text_ids[:length])
+    left = iter(kinds)
+    kind: dict[str, Any] = {}
 
-        return cut
+    def corrupt(function: Callable[..., Any]) -> Callable[..., Any]:
+        def edged(samples: Any, *arguments: Any) -> Any:
+            nonlocal kind
+            kind = next(left)
+            cut = [replace(sample, text_ids=sample.text_ids[: kind.get("tokens")]) for sample in samples]
+            batch = function(cut, *arguments)
+            if "unmasked" in kind:
+                batch.texts.is_masked_T.zero_()
+            return batch
 
-    wrap("crocodil.text.windows:Windows.sample", sample)
+        return edged
+
+    def draw_level(function: Callable[..., float]) -> Callable[..., float]:
+        return lambda *arguments: kind["level"] if "level" in kind else function(*arguments)
+
+    wrap("recipes.train_demasker:corrupt", corrupt)
+    wrap("crocodil.autoencoder:draw_level", draw_level)
 
 
 def spoil_sample(call: int) -> None:

@@ -177,7 +177,7 @@ def serve() -> None:
     """Fork the ranks of each job, keep what they say, and write down how they ended, until stdin ends."""
     import gc
 
-    import accelerate.commands.launch
+    import accelerate.commands.launch  # noqa: F401
     import deepspeed  # noqa: F401  (a quarter of a second, and what ZeRO wants)
 
     import crocodil.training.throughput
@@ -185,7 +185,7 @@ def serve() -> None:
     import recipes.train_base
     import recipes.train_demasker
     import recipes.train_denoiser
-    import recipes.train_judge
+    import recipes.train_judge  # noqa: F401
     import tests.faults.injections  # noqa: F401
 
     # what is measured of the machine is no part of these tests, and what is here is no garbage of theirs

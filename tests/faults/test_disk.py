@@ -10,8 +10,6 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-
 from tests.faults.nursery import Fault
 from tests.faults.trials import (
     SHORT,

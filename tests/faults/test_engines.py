@@ -1,4 +1,4 @@
-"""The faults of sharded training: ZeRO-1, 2 and 3 and FSDP2 on two CPU ranks. All slow: DeepSpeed takes seconds to build."""
+"""The faults of sharded training: ZeRO-2, ZeRO-3 and FSDP2 on two CPU ranks. All slow: DeepSpeed takes seconds to build."""
 
 from __future__ import annotations
 
@@ -129,7 +129,9 @@ def test_killed_at_random_bytes_and_resumed(seed: int, trials: Trials, sharded: 
         before = latest(run)
         call = (step - (checkpoint_step(before) if before else 0)) // 3
         byte = random.randrange(share.stat().st_size)
-        fault = Fault(("die_at_byte", byte), ("before", "crocodil.training.engine:save_tensors", call), rank=victim)
+        fault = Fault(
+            ("die_at_byte", byte), ("before", "crocodil.training.engine:save_tensors", call), rank=victim
+        )
         codes = trials.begin(run, *SHORT, "--resume", faults=[fault], **LAUNCH["zero3"]).wait(60)
         assert codes[victim] == -signal.SIGXFSZ and codes[1 - victim] > 0
         found = latest(run)

@@ -46,7 +46,7 @@ def test_of_two_at_once_exactly_one_runs(nursery: Nursery, tmp_path: Path) -> No
 def test_a_second_training_leaves_the_first_alone(trials: Trials, short: Path, tmp_path: Path) -> None:
     """Of two commands with --resume, as a scheduler that starts a job twice gives them."""
     run = tmp_path / "run"
-    pause = Fault(("sleep", 2.0), ("at", 4, "update"))
+    pause = Fault(("sleep", 1.0), ("at", 4, "update"))
     jobs = [trials.begin(run, *SHORT, "--resume", faults=[pause]) for _ in range(2)]
     refused, training = first_to_end(*jobs)
     assert refused.wait() == [2] and "give another run directory" in one_line(refused)

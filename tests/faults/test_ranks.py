@@ -117,6 +117,7 @@ def test_a_stalled_run_says_where_and_ends(name: str, stalled: dict[str, tuple[P
     lines = [one_line(job, rank) for rank in ranks]
     for rank, line in enumerate(lines):
         assert f"rank {rank}: nothing for " in line
+        assert float(line.split("nothing for ")[1].split()[0]) < 60 * TIMEOUT + 3
         assert "--resume goes on from the last checkpoint, timeout= allows for more" in line
     if "texts" in name:
         assert f"in step 5, {FORWARD} (rank 1: step 5, texts of the next step)" in lines[0]
@@ -151,7 +152,9 @@ def test_a_micro_batch_that_does_not_fit_is_one_line(trials: Trials, short: Path
 
 def test_one_rank_out_of_memory_ends_all(trials: Trials, tmp_path: Path) -> None:
     """F20: that rank says its line, the other ends within half a minute."""
-    fault = Fault(("run_out_of_memory", 1 << 30), ("before", "crocodil.autoencoder:Autoencoder.forward", 3), rank=1)
+    fault = Fault(
+        ("run_out_of_memory", 1 << 30), ("before", "crocodil.autoencoder:Autoencoder.forward", 3), rank=1
+    )
     job = trials.begin(tmp_path / "run", *SHORT, faults=[fault], **TWO)
     codes = job.wait(30)
     assert codes[1] == 2 and codes[0] > 0

@@ -19,7 +19,13 @@ LOOP = ("optimiser.lr=0.003", f"steps={STEPS}", f"save_every={SAVE_EVERY}", "val
         "validation_texts=8", "ema=0.5", "keep=9")  # fmt: skip
 JUDGE = ("shape.hidden_size=32", "shape.num_hidden_layers=2", "shape.num_attention_heads=2",
          "shape.intermediate_size=64", "shape.vocabulary=300")  # fmt: skip
-BASE = ("shape.d_model=32", "shape.n_layers=2", "shape.n_heads=2", "shape.mlp_hidden_size=64", "shape.vocabulary=300")
+BASE = (
+    "shape.d_model=32",
+    "shape.n_layers=2",
+    "shape.n_heads=2",
+    "shape.mlp_hidden_size=64",
+    "shape.vocabulary=300",
+)
 RECIPES = {
     "train_base": BASE,
     "train_judge": JUDGE,

@@ -16,31 +16,11 @@ from tests.faults.trials import (
     Trials,
     assert_identical,
     checkpoint,
-    same,
     state,
     steps_saved,
 )
 
 BOUNDARY = 6  # of SHORT
-
-
-def stop_in(step: int, operation: str = "update", number: int = signal.SIGTERM) -> Fault:
-    """A signal while step `step`, the first is 0, is done."""
-    return Fault(("kill", number), ("at", step, operation))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_one_signal_saves_at_the_step_s_end(
-    number: signal.Signals, trials: Trials, short: Path, tmp_path: Path
-) -> None:
-    """F4: the step is finished, its checkpoint is the last thing, and the exit code is 0."""
-    run = tmp_path / "run"
-    job = trials.begin(run, *SHORT, faults=[stop_in(7, "forward and backward", number)])
-    assert job.wait(20) == [0]
-    assert "stopped after step 8; the same command with --resume goes on" in job.err()
-    assert steps_saved(run) == [3, 6, 8] and not (run / "export").exists()
-    trials.train(run, *SHORT, "--resume")
-    assert_identical(run, short)
 
 
 def test_a_second_signal_ends_at_once(trials: Trials, tmp_path: Path) -> None:
@@ -69,14 +49,21 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(trials: Trials, pair: P
     assert_identical(run, pair)
 
 
-@pytest.mark.parametrize("stop", [BOUNDARY - 1, BOUNDARY, BOUNDARY + 1])
-def test_stopped_around_the_boundary_of_the_stages(
-    stop: int, trials: Trials, short: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("stop", "number"),
+    [(BOUNDARY - 1, signal.SIGTERM), (BOUNDARY, signal.SIGINT), (BOUNDARY + 1, signal.SIGTERM)],
+)
+def test_one_signal_saves_at_the_step_s_end(
+    stop: int, number: signal.Signals, trials: Trials, short: Path, tmp_path: Path
 ) -> None:
-    """F11: identical; LLaDA's own weights are bit-equal before the boundary and move after it."""
+    """F4 and F11, around the boundary of the stages: the step is finished, its checkpoint is the last thing, the exit
+    code is 0. What goes on is the same run; LLaDA's own weights are bit-equal before the boundary and move after it."""
     run = tmp_path / "run"
-    trials.train(run, *SHORT, "save_every=100", faults=[stop_in(stop - 1)])
-    assert steps_saved(run)[-1] == stop
+    fault = Fault(("kill", number), ("at", stop - 1, "forward and backward"))
+    job = trials.begin(run, *SHORT, "save_every=100", faults=[fault])
+    assert job.wait(20) == [0]
+    assert f"stopped after step {stop}; the same command with --resume goes on" in job.err()
+    assert steps_saved(run)[-1] == stop and not (run / "export").exists()
     trials.train(run, *SHORT, "--resume")
     assert_identical(run, short)
     first, here, last = (state(checkpoint(one, step)) for one, step in ((short, 3), (run, stop), (short, 12)))
@@ -87,4 +74,3 @@ def test_stopped_around_the_boundary_of_the_stages(
         assert not torch.equal(here[name], last[name]), name
         # no moment before it trains
         assert any(f"/{name[6:]}" in key for key in here if key.startswith("optimiser/")) == (stop > BOUNDARY)
-    assert not same(here, last)

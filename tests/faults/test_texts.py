@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import threading
@@ -21,7 +22,6 @@ from tests.faults.trials import (
     checkpoint,
     one_line,
     steps_saved,
-    write_texts,
 )
 
 
@@ -74,7 +74,7 @@ def test_other_texts_are_refused(
     assert contents(stopped) == before
 
 
-def test_the_same_texts_elsewhere_are_refused_by_name_and_taken_by_content(
+def test_the_same_texts_elsewhere_are_refused(
     trials: Trials, short: Path, stopped: Path, tmp_path: Path
 ) -> None:
     """F12 and F13: another source is another setting, even if it holds the same."""
@@ -160,7 +160,7 @@ def test_tokenised_texts_with_a_flipped_bit_are_refused(
 def test_a_damaged_row_is_named(trials: Trials, tmp_path: Path) -> None:
     """A line that is no JSON, in a file of a thousand: which one is said."""
     texts = tmp_path / "texts.jsonl"
-    rows = ['{"text": "def f(x):\\n    return x + %d\\n"}' % i for i in range(1000)]
+    rows = [json.dumps({"text": f"def f(x):\n    return x + {i}\n"}) for i in range(1000)]
     rows[500] = rows[500][:-5]
     texts.write_text("\n".join(rows) + "\n")
     job = trials.begin(tmp_path / "run", *SHORT, f"data.source={texts}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from crocodil.training.checkpoints import checkpoint_name, damage
 from crocodil.training.log import METRICS, read_metrics
 from crocodil.training.state import open_tensors
-from tests.faults.nursery import Fault, Job, Nursery
+from tests.faults.nursery import Job, Nursery
 
 TINY_BASE = (
     "shape.d_model=32", "shape.n_layers=2", "shape.n_heads=2", "shape.mlp_hidden_size=64", "shape.vocabulary=300",
