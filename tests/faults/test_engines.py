@@ -1,4 +1,4 @@
-"""The faults of sharded training: ZeRO-2, ZeRO-3 and FSDP2 on two CPU ranks. All slow: DeepSpeed takes seconds to build."""
+"""The faults of sharded training: ZeRO-2, ZeRO-3 and FSDP2 on two CPU ranks. All are slow."""
 
 from __future__ import annotations
 
