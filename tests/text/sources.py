@@ -22,7 +22,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads
 
 # A process of its own that prepares a folder's rows in many small pieces, and says when one appears.
 PREPARER = """
-import os, sys
+import os, sys, time
 import crocodil.text.prepare as prepare
 from crocodil.errors import one_line_errors
 from crocodil.text.data import DataConfig, Texts
@@ -33,6 +33,7 @@ os.fsync = lambda descriptor: None  # slow, and no kill can tell
 def told(*arguments):
     publish(*arguments)
     print("piece", flush=True)
+    time.sleep(float(os.environ.get("PAUSE", "0")))  # whoever wants to interrupt it may be late on a busy machine
 prepare.publish = told
 config = DataConfig(
     source, held_out=0.3, lengths=(64,), cache=cache, streaming=True, limit=int(limit) or None,
@@ -118,11 +119,11 @@ def refuse(*_: object, **__: object) -> None:
 
 
 def launch(
-    source: str, cache: Path, tokenizer: Path, limit: int = 0, tokens: int = 300
+    source: str, cache: Path, tokenizer: Path, limit: int = 0, tokens: int = 300, pause: float = 0.0
 ) -> subprocess.Popen[str]:
     arguments = [source, str(cache), str(tokenizer), str(tokens), str(limit)]
     return subprocess.Popen(
         [sys.executable, "-c", PREPARER, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "PAUSE": str(pause)},
     )  # fmt: skip
