@@ -109,7 +109,7 @@ class CacheWriter:
 
     def sweep(self) -> None:
         """Remove what writers that were killed have left half written; nobody else may be writing."""
-        for left in self.folder.glob(".shard-*.writing"):
+        for left in self.folder.glob(".*.writing"):
             left.unlink(missing_ok=True)
 
     def missing(self) -> list[int]:

@@ -88,15 +88,14 @@ def cached(tmp_path_factory: pytest.TempPathFactory, trials: Trials, short: Path
 def test_registers_killed_at_random_bytes_end_as_the_same_bytes(
     kills: int, trials: Trials, short: Path, cached: Path, tmp_path: Path
 ) -> None:
-    """F2: each time some shards further, in a shard or in its manifest."""
+    """F2: first in the cache's own description, then by turns in a shard and in its manifest, each time further."""
     random, out = draws(kills), tmp_path / "registers"
     whole = files(cached)
     for kill in range(kills):
         if len(list(out.glob("shard-*.json"))) > 4:
             shutil.rmtree(out)
-        # by turns in the tensors of a shard and in its manifest; the first of all is the cache's own
-        file = ["shard-00000.safetensors", "shard-00000.json"][kill % 2]
-        call = 1 + kill % 2 + (not out.exists())
+        file = "cache.json" if kill == 0 else ["shard-00000.safetensors", "shard-00000.json"][kill % 2]
+        call = 1 if kill == 0 else 1 + kill % 2 + (not (out / "cache.json").exists())
         byte = random.randrange(len(whole[file]))
         fault = Fault(("die_at_byte", byte), ("before", "crocodil.registers.cache:write_atomically", call))
         job = trials.nursery.begin("cache_registers", *caching(trials, short, out), faults=[fault])
