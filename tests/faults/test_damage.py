@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from crocodil.errors import CrocodilError
 from crocodil.training.checkpoints import MANIFEST, damage, latest, require_complete
-from tests.faults.trials import SHORT, Trials, assert_identical, checkpoint, draws, steps_saved
+from tests.faults.nursery import Fault
+from tests.faults.trials import SHORT, Trials, assert_identical, checkpoint, draws, one_line, steps_saved
 
 FLIPS = 200
 
@@ -153,9 +155,21 @@ def test_the_run_goes_on_from_the_one_before(trials: Trials, short: Path, tmp_pa
     assert steps_saved(run) == [3, 6, 9, 12]
 
 
-def test_a_damaged_checkpoint_that_is_asked_for_is_refused(trials: Trials, run: Path, tmp_path: Path) -> None:
-    from tests.faults.trials import one_line
+def test_a_damaged_newest_is_not_among_those_that_stay(trials: Trials, short: Path, tmp_path: Path) -> None:
+    """Of `keep=1`, it is the newest whole one that is kept; killed right after what is older has been removed."""
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    with open(checkpoint(run, 12) / "state-00000-000.safetensors", "r+b") as stream:
+        stream.truncate(100)
+    kill = Fault(("kill",), ("at", 10, "forward and backward"))
+    job = trials.begin(run, *SHORT, "save_every=1", "keep=1", "--resume", faults=[kill])
+    assert job.wait() == [-signal.SIGKILL]
+    assert latest(run) == checkpoint(run, 10) and steps_saved(run) == [10, 12]
+    trials.train(run, *SHORT, "--resume")
+    assert_identical(run, short)
 
+
+def test_a_damaged_checkpoint_that_is_asked_for_is_refused(trials: Trials, run: Path, tmp_path: Path) -> None:
     asked = checkpoint(run, 12)
     with open(asked / "state-00001-000.safetensors", "r+b") as stream:
         stream.seek(1000)
