@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 
 from tests.faults.nursery import Fault, Nursery
 from tests.faults.trials import SHORT, TINY_BASE, Trials, write_texts
+
+collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]
+"""Descriptors of processes, /proc and /dev/full are Linux's."""
 
 
 @pytest.fixture(scope="session")

@@ -188,6 +188,8 @@ def serve() -> None:
     import recipes.train_judge  # noqa: F401
     import tests.faults.injections  # noqa: F401
 
+    with suppress(ImportError):
+        import deepspeed  # noqa: F401
     # what is measured of the machine is no part of these tests, and what is here is no garbage of theirs
     crocodil.training.throughput._measured_flops = lambda device, dtype: 1e11
     gc.collect()

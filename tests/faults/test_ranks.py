@@ -60,7 +60,7 @@ def test_the_launcher_ends_when_a_rank_dies(victim: int, trials: Trials, tmp_pat
     assert state(checkpoint(run, steps_saved(run)[-1]))
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_ends_when_the_other_dies(victim: int, trials: Trials, pair: Path, tmp_path: Path) -> None:
     """F5, where nobody watches over both."""
     run = tmp_path / "run"

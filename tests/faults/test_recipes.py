@@ -84,7 +84,6 @@ def cached(tmp_path_factory: pytest.TempPathFactory, trials: Trials, short: Path
     return out
 
 
-@pytest.mark.xfail(strict=True, reason="what a kill leaves of cache.json is not swept")
 @pytest.mark.parametrize("kills", [5, pytest.param(30, marks=pytest.mark.slow)])
 def test_registers_killed_at_random_bytes_end_as_the_same_bytes(
     kills: int, trials: Trials, short: Path, cached: Path, tmp_path: Path
