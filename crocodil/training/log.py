@@ -86,8 +86,10 @@ class Progress:
         start_step: int = 0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        unit: str = "tokens",
     ) -> None:
-        self._total, self._start = total_steps, start_step
+        """`unit` is what the intervals count."""
+        self._total, self._start, self._unit = total_steps, start_step, unit
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._began = clock()
@@ -117,7 +119,7 @@ class Progress:
         remaining = (self._clock() - self._began) / done * (self._total - step) if done > 0 else math.inf
         parts = [f"step {step:>{len(str(self._total))}}/{self._total}"]
         parts += [f"{name} {value:.4g}" for name, value in values.items()]
-        parts.append(f"{interval.tokens_per_second:,.0f} tokens/s")
+        parts.append(f"{interval.per_second:,.0f} {self._unit}/s")
         if interval.mfu is not None:
             parts.append(f"mfu {interval.mfu:.1%}")
         parts += [f"eta {_duration(remaining)}", f"mem {peak_memory_gib():.2f} GiB"]

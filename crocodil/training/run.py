@@ -77,7 +77,9 @@ class Run:
     def __enter__(self) -> Run:
         self._watchdog = self._stack.enter_context(Watchdog(60 * self._config.timeout))
         self._stop = self._stack.enter_context(StopRequest())
-        self._progress = self._stack.enter_context(Progress(self._config.steps, self.start.step))
+        self._progress = self._stack.enter_context(
+            Progress(self._config.steps, self.start.step, unit=self._unit)
+        )
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -121,7 +123,7 @@ class Run:
             return
         interval = self.throughput.interval()
         told = {**values, "grad_norm": update.norm, "lr": engine.rate}
-        speed = {f"{self._unit}_per_second": interval.tokens_per_second, "mfu": interval.mfu}
+        speed = {f"{self._unit}_per_second": interval.per_second, "mfu": interval.mfu}
         self._log.write(step, {**told, **speed})
         self._progress.report(
             step, {name: value for name, value in told.items() if name != "stage"}, interval

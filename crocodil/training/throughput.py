@@ -27,32 +27,32 @@ class Interval:
     Attributes:
         seconds: wall-clock time, pauses left out.
         steps: optimiser steps in it.
-        tokens_per_second: 0 when nothing was added.
+        per_second: what was counted, a second; 0 when nothing was added.
         mfu: model FLOP/s over peak FLOP/s, in [0, 1]; None when the peak is unknown.
     """
 
     seconds: float
     steps: int
-    tokens_per_second: float
+    per_second: float
     mfu: float | None
 
 
 class Throughput:
-    """Counts tokens and FLOPs per step and gives the rates since it was last asked.
+    """Counts tokens, or whatever the run counts, and FLOPs per step and gives the rates since it was last asked.
 
     On a GPU, ask right after a synchronisation, such as reading the loss: kernels run behind the clock.
     """
 
     def __init__(self, peak: float | None, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`peak` is in FLOP/s over all devices whose tokens and FLOPs are added."""
+        """`peak` is in FLOP/s over all devices whose counts and FLOPs are added."""
         self._peak = peak
         self._clock = clock
         self._reset()
 
-    def add(self, tokens: int, flops: float) -> None:
-        """One optimiser step: its tokens and its forward and backward FLOPs, recomputation left out."""
+    def add(self, count: int, flops: float) -> None:
+        """One optimiser step: what it counts, and its forward and backward FLOPs, recomputation left out."""
         self._steps += 1
-        self._tokens += tokens
+        self._count += count
         self._flops += flops
 
     def interval(self) -> Interval:
@@ -60,7 +60,7 @@ class Throughput:
         seconds = self._clock() - self._started
         per_second = 1.0 / seconds if seconds > 0.0 else 0.0
         mfu = None if self._peak is None else self._flops * per_second / self._peak
-        measured = Interval(seconds, self._steps, self._tokens * per_second, mfu)
+        measured = Interval(seconds, self._steps, self._count * per_second, mfu)
         self._reset()
         return measured
 
@@ -75,7 +75,7 @@ class Throughput:
 
     def _reset(self) -> None:
         self._started = self._clock()
-        self._steps, self._tokens, self._flops = 0, 0, 0.0
+        self._steps, self._count, self._flops = 0, 0, 0.0
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -70,6 +70,13 @@ def test_plain_lines_have_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "eta 0:44:30" in line and line.rstrip().endswith("GiB") and line.count("\n") == 1
 
 
+def test_the_line_names_what_is_counted() -> None:
+    stream = io.StringIO()
+    with Progress(10, stream=stream, unit="registers") as progress:
+        progress.report(1, {"loss": 1.0}, Interval(1.0, 1, 5.0, None))
+    assert "5 registers/s" in stream.getvalue() and "tokens" not in stream.getvalue()
+
+
 def test_bar_on_a_terminal_and_none_under_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     for ci in ("", "true"):

@@ -18,22 +18,22 @@ def test_rates_are_over_the_last_interval_without_pauses() -> None:
     clock = Clock()
     throughput = Throughput(peak=1000.0, clock=clock)
     for _ in range(2):
-        throughput.add(tokens=50, flops=500.0)
+        throughput.add(count=50, flops=500.0)
         clock.now += 1.0
     with throughput.paused():
         clock.now += 60.0
     first = throughput.interval()
-    assert (first.seconds, first.steps, first.tokens_per_second, first.mfu) == (2.0, 2, 50.0, 0.5)
+    assert (first.seconds, first.steps, first.per_second, first.mfu) == (2.0, 2, 50.0, 0.5)
     clock.now += 4.0
-    throughput.add(tokens=4, flops=400.0)
+    throughput.add(count=4, flops=400.0)
     second = throughput.interval()
-    assert (second.tokens_per_second, second.mfu) == (1.0, 0.1)
+    assert (second.per_second, second.mfu) == (1.0, 0.1)
 
 
 def test_unknown_peak_and_empty_interval() -> None:
     clock = Clock()
     throughput = Throughput(peak=None, clock=clock)
-    assert throughput.interval().tokens_per_second == 0.0
+    assert throughput.interval().per_second == 0.0
     clock.now += 1.0
     throughput.add(1, 1.0)
     assert throughput.interval().mfu is None
