@@ -75,6 +75,7 @@ class GuidedDemasker(nn.Module):
         segments: Segments,
         registers_kD: torch.Tensor,
         k: Sequence[int],
+        tokens_TE: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Final hidden states at text positions: (T, E).
 
@@ -84,6 +85,7 @@ class GuidedDemasker(nn.Module):
             registers_kD: the exposed registers of all texts end to end, (Σ k, D); spare rows at the end of a text
                 with k = 0 are not allowed.
             k: registers each text exposes, 0 ≤ k ≤ K.
+            tokens_TE: what the network sees in place of the embeddings of the ids.
         """
         if len(k) != len(segments.lengths):
             raise CrocodilError(f"k names {len(k)} texts, the batch has {len(segments.lengths)}")
@@ -117,7 +119,7 @@ class GuidedDemasker(nn.Module):
             text.append(at + slots_used + torch.arange(n))
             lengths.append(slots_used + n)
             z, start, at = z + shown, start + n, at + slots_used + n
-        tokens = self.llada.embed(ids_T)
+        tokens = self.llada.embed(ids_T) if tokens_TE is None else tokens_TE
         # one gather from (START, END, registers, tokens), so every parameter stays in the graph whatever k is
         pool = torch.cat(
             [

@@ -42,6 +42,8 @@ class MaskedTexts:
     segments: Segments
     """Where each text ends."""
     mask_id: int
+    seeds: tuple[int, ...] | None = None
+    """One for each text, for what is drawn where the network is; None where nothing is."""
 
     @property
     def visible_T(self) -> torch.Tensor:
@@ -55,6 +57,7 @@ class MaskedTexts:
             self.t_B.to(device),
             Segments.of(self.segments.lengths, device),
             self.mask_id,
+            self.seeds,
         )
 
 

@@ -20,10 +20,17 @@ class UnguidedDemasker(nn.Module):
         # what an engine that shards layer by layer (FSDP) keeps together
         self._no_split_modules = llada.units
 
-    def hidden(self, ids_T: torch.Tensor, segments: Segments) -> torch.Tensor:
-        """Final hidden states (T, E) of texts packed in one row."""
+    def hidden(
+        self, ids_T: torch.Tensor, segments: Segments, tokens_TE: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Final hidden states (T, E) of texts packed in one row.
+
+        Args:
+            tokens_TE: what the network sees in place of the embeddings of the ids.
+        """
         positions = torch.cat([torch.arange(n) for n in segments.lengths]).to(ids_T.device)
-        return self.llada.run(self.llada.embed(ids_T)[None], self.llada.angles(positions), segments)[0]
+        tokens = self.llada.embed(ids_T) if tokens_TE is None else tokens_TE
+        return self.llada.run(tokens[None], self.llada.angles(positions), segments)[0]
 
     def forward(self, texts: MaskedTexts) -> Losses:
         """Sum and count of (1/n) Σ CE / t."""
@@ -33,3 +40,9 @@ class UnguidedDemasker(nn.Module):
             hidden_TE[is_masked], texts.ids_T[is_masked], row_weights(is_masked, lengths, texts.t_B)
         )
         return per_text(score, is_masked, lengths)
+
+    def logits(self, ids_BN: torch.Tensor, rows_BN: torch.Tensor, registers_BKD: None = None) -> torch.Tensor:
+        """Logits (R, V) at the R positions where `rows_BN` is True, in row-major order; there are no registers."""
+        B, N = ids_BN.shape
+        hidden_TE = self.hidden(ids_BN.flatten(), Segments.of([N] * B, ids_BN.device))
+        return self.llada.head(hidden_TE[rows_BN.flatten()])
