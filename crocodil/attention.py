@@ -10,12 +10,24 @@ Shape letters: B texts, T packed positions of all texts together, H heads, C cha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import cast
 
 import torch
 import torch.nn.functional as F
+
+from crocodil.errors import CrocodilError
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """Attention between causal and full: what is ahead of a position is open to it with a probability."""
+
+    share: float
+    """0 ≤ share < 1 of all pairs of a query and a later key, each drawn by itself."""
+    seeds: tuple[int, ...]
+    """One for each text, from which its pairs are drawn where the network is."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +36,28 @@ class Segments:
 
     lengths: tuple[int, ...]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    annealing: Annealing | None = None
+    """None where every position sees its whole text (or, in causal attention, what is before it)."""
 
     @staticmethod
     def of(lengths: Sequence[int], device: torch.device | str = "cpu") -> Segments:
         return Segments(tuple(int(n) for n in lengths), torch.device(device))
+
+    def to(self, device: torch.device | str) -> Segments:
+        return replace(self, device=torch.device(device))
+
+    def annealed(self, share: float, seeds: Sequence[int]) -> Segments:
+        """The same texts, their attention open by `share` from causal (0) to full (1 and above).
+
+        Raises:
+            CrocodilError: a negative share, or not one seed for each text.
+        """
+        if not share >= 0 or len(seeds) != len(self.lengths):
+            raise CrocodilError(
+                f"attention of {len(self.lengths)} texts cannot be annealed by {share} with {len(seeds)} seeds: give a "
+                "share from 0 to 1 and one seed for each text"
+            )
+        return replace(self, annealing=None if share >= 1 else Annealing(share, tuple(seeds)))
 
     @property
     def total(self) -> int:
@@ -46,6 +76,16 @@ class Segments:
         )
 
     @cached_property
+    def positions(self) -> torch.Tensor:
+        """Of every packed position, its place in its own text: (T,) int64."""
+        return torch.cat([torch.arange(n) for n in self.lengths]).to(self.device)
+
+    @cached_property
+    def before(self) -> torch.Tensor:
+        """Of every packed position, the one before it in its text; of a text's first, itself: (T,) int64."""
+        return torch.arange(self.total, device=self.device) - (self.positions > 0).long()
+
+    @cached_property
     def groups(self) -> list[torch.Tensor]:
         """For every length that occurs, the packed positions of its texts: (texts of that length, length)."""
         starts: dict[int, list[int]] = {}
@@ -58,6 +98,17 @@ class Segments:
             (torch.tensor(first)[:, None] + torch.arange(length)[None]).to(self.device)
             for length, first in starts.items()
         ]
+
+    @cached_property
+    def visible(self) -> list[torch.Tensor]:
+        """For every group, what annealing lets its texts see: (texts of that length, 1, length, length) bool."""
+        assert self.annealing is not None
+        of_length: dict[int, list[torch.Tensor]] = {}
+        for n, seed in zip(self.lengths, self.annealing.seeds, strict=True):
+            draws = torch.Generator(self.device).manual_seed(seed)
+            ahead = torch.rand(n, n, generator=draws, device=self.device) < self.annealing.share
+            of_length.setdefault(n, []).append(ahead | torch.ones_like(ahead).tril())
+        return [torch.stack(texts)[:, None] for n, texts in of_length.items() if n]
 
 
 def _heads(x: torch.Tensor, copies: int) -> torch.Tensor:
@@ -92,7 +143,7 @@ def attend(
     Args:
         q: (1, T, H, C) packed, or (B, N, H, C) when `segments` is None.
         k, v: the same with H or fewer (grouped-query) heads.
-        segments: the texts of the packed row; None for an ordinary batch.
+        segments: the texts of the packed row, and how far their attention is annealed; None for an ordinary batch.
         causal: each position sees itself and what stands before it in its own text.
         visible: only for an ordinary batch: (B, 1, N, N) bool, True where a query may look.
 
@@ -103,6 +154,13 @@ def attend(
     q, k = q.to(v.dtype), k.to(v.dtype)
     if segments is None:
         return _dense(q, k, v, causal, visible)
+    if segments.annealing is not None:
+        if segments.annealing.share and not causal:
+            out = torch.empty_like(q)
+            for index, seen in zip(segments.groups, segments.visible, strict=True):
+                out[0, index] = _dense(q[0, index], k[0, index], v[0, index], False, seen)
+            return out
+        causal = True
     if len(set(segments.lengths)) == 1:
         batch = len(segments.lengths)
         fold = lambda x: x.reshape(batch, -1, *x.shape[2:])  # noqa: E731

@@ -146,8 +146,8 @@ class Autoencoder(nn.Module):
         self.encoder.grow(K)
         self.demasker.config = replace(self.demasker.config, K=K)
 
-    def forward(self, batch: Batch) -> Losses:
-        """Algorithm 1, lines 4 to 6: encode, disturb the registers, score the masked tokens."""
+    def exposed(self, batch: Batch) -> torch.Tensor:
+        """Algorithm 1, lines 4 and 5: the registers that the texts of a batch show, disturbed; (Σ k, D)."""
         # 1. Encode. A text that exposes nothing is encoded too (k = 1), so that no engine waits for a gradient.
         z = self.encoder(batch.clean_T, batch.clean, [max(k, 1) for k in batch.k])
         if 0 in batch.k:
@@ -158,5 +158,8 @@ class Autoencoder(nn.Module):
             z = z + batch.noise_kD.to(z.dtype)
             if self.noise.renormalise:
                 z = normalise(z)
-        # 3. Demask and score.
-        return self.demasker(batch.texts, z, batch.k)
+        return z
+
+    def forward(self, batch: Batch) -> Losses:
+        """Algorithm 1, lines 4 to 6: encode, disturb the registers, score the masked tokens."""
+        return self.demasker(batch.texts, self.exposed(batch), batch.k)

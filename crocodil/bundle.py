@@ -2,7 +2,8 @@
 
     config.json      what the parts are and that they belong together
     tokenizer/       the one vocabulary
-    demasker/        LLaDA in the released layout, and guide.safetensors (START, END, P) beside it
+    demasker/        LLaDA in the released layout, and guide.safetensors (START, END, P) beside it; of a model with
+                     latents that are merged by a matrix (`concat`), latents.safetensors too
     encoder/         a sentence-transformers folder, and registers.safetensors (suffix embeddings) beside it
     README.md        model card
 
@@ -27,8 +28,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import Qwen3Config, Qwen3Model
 
 from crocodil.autoencoder import Autoencoder
+from crocodil.cadd.demasker import AugmentedDemasker
+from crocodil.cadd.latents import LatentConfig, TokenLatents
 from crocodil.demasker.guided import GuideConfig, GuidedDemasker, Layout
 from crocodil.demasker.llada import LLaDA
+from crocodil.demasker.unguided import UnguidedDemasker
 from crocodil.demasker.weights import load_llada, save_llada
 from crocodil.errors import CrocodilError
 from crocodil.registers.encoder import RegisterEncoder, Scale
@@ -41,6 +45,7 @@ INDEX = "config.json"
 BUNDLED = Path(__file__).parent / "models" / "nano"
 GUIDE = Path("demasker") / "guide.safetensors"
 REGISTERS = Path("encoder") / "registers.safetensors"
+LATENTS = Path("demasker") / "latents.safetensors"
 DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32")}
 _CHOICES = {
     "kind": ("autoencoder", "unguided", "adapters"),
@@ -79,6 +84,8 @@ class Index:
     scale: str = "sqrt_d"
     suffix_from: int | None = None
     """RoPE position of the first suffix register, None for straight after EOS."""
+    latents: LatentConfig | None = None
+    """Of a demasker that sees a latent at every masked token (CADD), with nothing left open."""
     format: int = FORMAT
 
 
@@ -132,14 +139,24 @@ def pinned(name: str) -> str:
 
 
 def save_unguided(
-    folder: Path, llada: LLaDA, vocabulary: Vocabulary, dtype: torch.dtype | None = None
+    folder: Path,
+    llada: LLaDA,
+    vocabulary: Vocabulary,
+    dtype: torch.dtype | None = None,
+    latents: TokenLatents | None = None,
+    trained: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a demasker without registers into an empty folder (a temporary one that is published as a whole)."""
+    """Write a demasker without registers into an empty folder (a temporary one that is published as a whole).
+
+    Args:
+        latents, trained: see `save_autoencoder`.
+    """
     save_llada(llada, folder / "demasker", dtype=dtype)
     vocabulary.save(folder / "tokenizer")
-    write_json(
-        folder / INDEX, asdict(Index("unguided", vocabulary.fingerprint, llada.config.max_sequence_length))
-    )
+    _save_latents(folder, latents, dtype)
+    _save_record(folder, trained)
+    index = Index("unguided", vocabulary.fingerprint, llada.config.max_sequence_length)
+    write_json(folder / INDEX, _described(index, latents))
 
 
 def save_autoencoder(
@@ -149,6 +166,7 @@ def save_autoencoder(
     window: int,
     dtype: torch.dtype | None = None,
     trained: Mapping[str, Any] | None = None,
+    latents: TokenLatents | None = None,
 ) -> None:
     """Write a model into an empty folder (a temporary one that is published as a whole).
 
@@ -156,17 +174,37 @@ def save_autoencoder(
         window: the longest window it was trained with.
         dtype: of the weights on disk; None keeps the model's.
         trained: how it was made, for the record: written to training.json.
+        latents: those that its demasker sees beside the registers.
     """
     save_llada(autoencoder.demasker.llada, folder / "demasker", dtype=dtype)
     _save_encoder(autoencoder.encoder, folder / "encoder", vocabulary, window, dtype)
     save_registers(folder, autoencoder, dtype)
     vocabulary.save(folder / "tokenizer")
+    _save_latents(folder, latents, dtype)
+    _save_record(folder, trained)
+    (folder / "README.md").write_text(_card(autoencoder, vocabulary, window, trained or {}), encoding="utf-8")
+    write_json(folder / INDEX, _described(index_of("autoencoder", autoencoder, vocabulary, window), latents))
+
+
+def _save_record(folder: Path, trained: Mapping[str, Any] | None) -> None:
     if trained is not None:
         (folder / "training.json").write_text(
             json.dumps(trained, indent=2, default=str) + "\n", encoding="utf-8"
         )
-    (folder / "README.md").write_text(_card(autoencoder, vocabulary, window, trained or {}), encoding="utf-8")
-    write_json(folder / INDEX, asdict(index_of("autoencoder", autoencoder, vocabulary, window)))
+
+
+def _save_latents(folder: Path, latents: TokenLatents | None, dtype: torch.dtype | None) -> None:
+    """What latents have of weights."""
+    if latents is not None and latents.merge is not None:
+        weight = latents.merge.weight.detach()
+        write_file({"merge.weight": weight.to("cpu", dtype or weight.dtype).contiguous()}, folder / LATENTS)
+
+
+def _described(index: Index, latents: TokenLatents | None) -> dict[str, Any]:
+    """config.json; nothing is said of latents where there are none, so that older versions read it."""
+    values = asdict(index)
+    del values["latents"]
+    return values if latents is None else values | {"latents": asdict(latents.settled)}
 
 
 def save_registers(folder: Path, autoencoder: Autoencoder, dtype: torch.dtype | None = None) -> None:
@@ -285,7 +323,13 @@ def check_index(values: Mapping[str, Any], file: Path) -> Index:
     if missing := sorted(wanted - values.keys()):
         raise CrocodilError(f"{file} lacks {missing[0]!r}; copy the model again")
     pairs = values.get("local_pairs", [])
-    index = Index(**{**values, "local_pairs": tuple(pairs) if isinstance(pairs, list) else (pairs,)})
+    index = Index(
+        **{
+            **values,
+            "local_pairs": tuple(pairs) if isinstance(pairs, list) else (pairs,),
+            "latents": _check_latents(values.get("latents"), file),
+        }
+    )
     for name, choices in _CHOICES.items():
         if getattr(index, name) not in choices:
             raise CrocodilError(
@@ -303,6 +347,74 @@ def check_index(values: Mapping[str, Any], file: Path) -> Index:
         with _blaming(file):
             check_count(index.K)
     return index
+
+
+def _check_latents(values: Any, file: Path) -> LatentConfig | None:
+    if values is None:
+        return None
+    known = {f.name for f in dataclasses.fields(LatentConfig)}
+    if not isinstance(values, dict) or values.keys() != known or None in values.values():
+        raise CrocodilError(f"{file}: latents must say {', '.join(sorted(known))}; copy the model again")
+    with _blaming(file):
+        return LatentConfig(**values)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model of any kind, its parts together."""
+
+    demasker: AugmentedDemasker
+    """With or without latents; its host is the demasker of the autoencoder, where there is one."""
+    vocabulary: Vocabulary
+    window: int
+    autoencoder: Autoencoder | None
+
+
+def open_augmented(
+    name: str | Path,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+    mapped: bool = False,
+    registers: bool = True,
+    noise: RegisterNoise | None = None,
+) -> Opened:
+    """A model and all that it has: registers, latents, both or neither.
+
+    Args:
+        name: a model folder, `bundled`, a hub id, or a LLaDA checkpoint with its tokenizer.
+        dtype: of the demasker's weights; None keeps those on disk.
+        mapped: see `load_llada`; not with registers.
+        registers: False leaves the encoder aside.
+        noise: of registers in training.
+
+    Raises:
+        CrocodilError: the model is missing, damaged, or has no registers where some are wanted in training.
+    """
+    folder = resolve(name)
+    host: UnguidedDemasker | GuidedDemasker
+    if not (folder / INDEX).is_file() or not (folder / "demasker").is_dir():
+        llada, vocabulary = open_demasker(folder, dtype, mapped)
+        host = UnguidedDemasker(llada.to(device))
+        return Opened(AugmentedDemasker(host, None), vocabulary, llada.config.max_sequence_length, None)
+    index = read_index(folder)
+    autoencoder = None
+    if index.kind == "autoencoder" and registers:
+        autoencoder, vocabulary = load_autoencoder(folder, noise, device, dtype)
+        host = autoencoder.demasker
+    else:
+        llada, vocabulary = open_demasker(folder, dtype, mapped)
+        host = UnguidedDemasker(llada if mapped else llada.to(device))
+    latents = None
+    if index.latents is not None:
+        sizes = host.llada.config
+        latents = TokenLatents(index.latents, sizes.vocab_size, sizes.d_model)
+        if latents.merge is not None:
+            tensors = read_matching(folder / LATENTS, {"merge.weight": latents.merge.weight})
+            with torch.no_grad():
+                latents.merge.weight.copy_(tensors["merge.weight"])
+            latents.merge.to(host.llada.head_weight.dtype)
+        latents = latents.to(device)
+    return Opened(AugmentedDemasker(host, latents), vocabulary, index.window, autoencoder)
 
 
 def load_autoencoder(

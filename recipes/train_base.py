@@ -7,7 +7,7 @@ The loss is LLaDA's: mask every token with probability t, predict the masked one
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from accelerate import Accelerator
 
 from crocodil.autoencoder import Corruption, at_level, corrupt
 from crocodil.bundle import open_demasker, save_unguided
-from crocodil.demasker.llada import LLaDA, LLaDAConfig
+from crocodil.demasker.llada import LLaDAConfig
 from crocodil.demasker.loss import Losses
 from crocodil.demasker.masking import MaskedTexts, MaskingConfig
 from crocodil.demasker.unguided import UnguidedDemasker
-from crocodil.errors import CrocodilError, one_line_errors
+from crocodil.errors import one_line_errors
+from crocodil.fresh import DemaskerShape, fresh_demasker
 from crocodil.joint import compile_blocks
 from crocodil.metrics.cost import demasker_flops
 from crocodil.metrics.likelihood import score_levels
@@ -32,7 +33,7 @@ from crocodil.training.ahead import ahead
 from crocodil.training.config import parse_arguments
 from crocodil.training.deal import deal, turns
 from crocodil.training.engine import Engine
-from crocodil.training.limits import check_batch, check_rows, require_at_least
+from crocodil.training.limits import check_batch, check_rows
 from crocodil.training.loop import LoopConfig
 from crocodil.training.placement import is_taken_apart
 from crocodil.training.randomness import generator
@@ -44,26 +45,6 @@ from crocodil.training.start import find_start
 VALIDATION_LEVELS = (0.1, 0.5, 0.9)
 WEIGHTS = ("start",)
 """A resumed run has its weights from the checkpoint, so it does not matter where they came from."""
-
-
-@dataclass(frozen=True)
-class DemaskerShape:
-    """Sizes of a demasker that is trained from scratch; the rest of LLaDA's config is as released."""
-
-    d_model: int = 192
-    n_layers: int = 4
-    n_heads: int = 4
-    mlp_hidden_size: int = 576
-    rope_theta: float = 1000.0
-    vocabulary: int = 2048
-    """Rows of the table; a byte-level BPE of this size is trained on the training texts."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, *(f.name for f in fields(self)), section="shape.")
-        if self.d_model % (2 * self.n_heads):  # rotary positions turn pairs of a head's channels
-            raise CrocodilError(
-                f"shape: d_model {self.d_model} must be a multiple of 2 · n_heads {self.n_heads}"
-            )
 
 
 @dataclass(frozen=True)
@@ -113,8 +94,7 @@ def train(config: BaseRecipe, ranks: Accelerator, resume: str | None) -> None:
         model.allow(max(config.data.lengths))
     else:
         vocabulary = train_bpe(texts.sample(), config.shape.vocabulary)
-        model = LLaDA(fresh_config(config.shape, vocabulary, max(config.data.lengths)))
-        model.initialise(torch.Generator().manual_seed(config.seed))
+        model = fresh_demasker(config.shape, vocabulary, max(config.data.lengths), config.seed)
     model.recompute = config.recompute
     if config.compile:
         compile_blocks(model.blocks)
@@ -213,23 +193,6 @@ def levels(records: list[tuple[float, int, Losses]]) -> dict[str, float]:
         values[f"cross_entropy@{score.t}"] = score.cross_entropy
         values[f"top1@{score.t}"] = score.top1
     return values
-
-
-def fresh_config(shape: DemaskerShape, vocabulary: Vocabulary, longest: int) -> LLaDAConfig:
-    return LLaDAConfig(
-        d_model=shape.d_model,
-        n_layers=shape.n_layers,
-        n_heads=shape.n_heads,
-        n_kv_heads=shape.n_heads,
-        mlp_hidden_size=shape.mlp_hidden_size,
-        vocab_size=vocabulary.size,
-        embedding_size=vocabulary.size,
-        max_sequence_length=longest,
-        mask_token_id=vocabulary.mask_id,
-        eos_token_id=vocabulary.eos_id,
-        pad_token_id=vocabulary.eos_id,
-        rope_theta=shape.rope_theta,
-    )
 
 
 if __name__ == "__main__":

@@ -56,20 +56,20 @@ class Objective:
 
 def score(
     llada: LLaDA,
-    latents: TokenLatents,
+    latents: TokenLatents | None,
     objective: Objective,
     hidden_RE: Tensor,
     targets_R: Tensor,
-    clean_RE: Tensor,
+    clean_RE: Tensor | None,
     weights_R: Tensor,
 ) -> Score:
     """Σ weight · (CE + share · ‖ẑ₀ − z₀‖²/ρ²) of R masked positions.
 
     Args:
-        clean_RE: z₀ of the targets.
+        latents, clean_RE: and z₀ of the targets; None without latents, where only the cross-entropy counts.
     """
     found = llada.score(hidden_RE, targets_R, weights_R)
-    if objective.squared is None:
+    if objective.squared is None or latents is None or clean_RE is None:
         return found
     rows = torch.arange(llada.config.vocab_size, device=hidden_RE.device)
     table_VE = latents.clean(llada.embed(rows))

@@ -77,7 +77,7 @@ class GuidedDemasker(nn.Module):
         k: Sequence[int],
         tokens_TE: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Final hidden states at text positions: (T, E).
+        """The states that text positions are predicted from: (T, E).
 
         Args:
             ids_T: token ids, masked ones already replaced by the mask token.
@@ -95,6 +95,10 @@ class GuidedDemasker(nn.Module):
             raise CrocodilError(
                 f"registers have shape {tuple(registers_kD.shape)}, wanted {(sum(k), self.config.D)}: "
                 "Σ k rows of the width this demasker was trained with"
+            )
+        if segments.annealing is not None:
+            raise CrocodilError(
+                "attention is annealed in a demasker without registers: adapt that one first (train_base.py)"
             )
         device = ids_T.device
         index, glob, local, prefix, lengths, text = [], [], [], [], [], []
@@ -137,7 +141,7 @@ class GuidedDemasker(nn.Module):
             self.llada.config.rope_theta,
         )
         out = self.llada.run(pool[torch.cat(index).to(device)][None], angles, Segments.of(lengths, device))
-        return out[0, torch.cat(text).to(device)]
+        return self.llada.read(out[0, torch.cat(text).to(device)], segments)
 
     def forward(self, texts: MaskedTexts, registers_kD: torch.Tensor, k: Sequence[int]) -> Losses:
         """The loss of Eq. 5 on a packed batch, as sum and count; arguments as in `hidden`."""

@@ -34,7 +34,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "rope": (True,),
     "alibi": (False,),
     "include_bias": (False, None),
-    "include_qkv_bias": (False, None),
     "bias_for_layer_norm": (False, None),
     "layer_norm_with_affine": (True,),
     "attention_layer_norm": (False,),
@@ -86,7 +85,10 @@ class LLaDAConfig:
     rms_norm_eps: float = 1e-5
     rope_full_precision: bool = True
     weight_tying: bool = False
+    include_qkv_bias: bool = False
     pad_token_id: int | None = None
+    shift: bool = False
+    """Not in a release: position i is predicted from the state at i − 1, as in a causal model that was adapted."""
     carried: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -142,12 +144,14 @@ class LLaDAConfig:
         fixed = {k: v[0] for k, v in _FIXED.items()}
         carried = {k: v for k, v in _CARRIED.items() if v is not None}
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "carried"}
+        if not self.shift:
+            del own["shift"]  # the released layout does not have it
         return dict(sorted({**fixed, **carried, **own, **self.carried}.items()))
 
 
 def _check_type(name: str, value: Any, where: str) -> None:
     """A size must be a positive whole number, a rate a positive number, a switch true or false."""
-    if name in ("rope_full_precision", "weight_tying"):
+    if name in ("rope_full_precision", "weight_tying", "include_qkv_bias", "shift"):
         fits = value is None or isinstance(value, bool)
     elif name in ("rope_theta", "rms_norm_eps"):
         largest = torch.finfo(torch.float32).max
@@ -180,13 +184,13 @@ class Block(nn.Module):
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
-        E, C = config.d_model, config.channels
+        E, C, bias = config.d_model, config.channels, bool(config.include_qkv_bias)
         self.config = config
         self.attn_norm = RMSNorm(E, config.rms_norm_eps)
         self.ff_norm = RMSNorm(E, config.rms_norm_eps)
-        self.q_proj = nn.Linear(E, config.n_heads * C, bias=False)
-        self.k_proj = nn.Linear(E, config.n_kv_heads * C, bias=False)
-        self.v_proj = nn.Linear(E, config.n_kv_heads * C, bias=False)
+        self.q_proj = nn.Linear(E, config.n_heads * C, bias=bias)
+        self.k_proj = nn.Linear(E, config.n_kv_heads * C, bias=bias)
+        self.v_proj = nn.Linear(E, config.n_kv_heads * C, bias=bias)
         self.attn_out = nn.Linear(config.n_heads * C, E, bias=False)
         self.ff_proj = nn.Linear(E, config.mlp_hidden_size, bias=False)
         self.up_proj = nn.Linear(E, config.mlp_hidden_size, bias=False)
@@ -252,6 +256,8 @@ class LLaDA(nn.Module):
         for depth, block in enumerate(self.blocks, start=1):
             for way_in in (block.q_proj, block.k_proj, block.v_proj, block.ff_proj, block.up_proj):
                 normal(way_in.weight, 1 / math.sqrt(way_in.in_features))
+                if way_in.bias is not None:
+                    nn.init.zeros_(way_in.bias)
             for way_out in (block.attn_out, block.ff_out):
                 normal(way_out.weight, 1 / math.sqrt(2 * depth * way_out.in_features))
         if not self.config.weight_tying:
@@ -308,6 +314,10 @@ class LLaDA(nn.Module):
             else:
                 x = block(x, angles_TC, segments, visible)
         return self.model.transformer.ln_f(x)
+
+    def read(self, states_TE: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """The states that the positions of packed texts are predicted from: their own or, by `shift`, the one before."""
+        return states_TE[segments.before] if self.config.shift else states_TE
 
     def hidden(
         self,

@@ -55,7 +55,7 @@ class MaskedTexts:
             self.ids_T.to(device),
             self.is_masked_T.to(device),
             self.t_B.to(device),
-            Segments.of(self.segments.lengths, device),
+            self.segments.to(device),
             self.mask_id,
             self.seeds,
         )

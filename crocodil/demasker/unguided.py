@@ -23,14 +23,15 @@ class UnguidedDemasker(nn.Module):
     def hidden(
         self, ids_T: torch.Tensor, segments: Segments, tokens_TE: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Final hidden states (T, E) of texts packed in one row.
+        """The states (T, E) that positions of texts packed in one row are predicted from.
 
         Args:
+            segments: where each text ends, and how far attention is annealed.
             tokens_TE: what the network sees in place of the embeddings of the ids.
         """
-        positions = torch.cat([torch.arange(n) for n in segments.lengths]).to(ids_T.device)
         tokens = self.llada.embed(ids_T) if tokens_TE is None else tokens_TE
-        return self.llada.run(tokens[None], self.llada.angles(positions), segments)[0]
+        out = self.llada.run(tokens[None], self.llada.angles(segments.positions), segments)
+        return self.llada.read(out[0], segments)
 
     def forward(self, texts: MaskedTexts) -> Losses:
         """Sum and count of (1/n) Σ CE / t."""

@@ -1,0 +1,136 @@
+"""Corridor 3: a demasker with a latent at every masked token, alone or behind registers (CADD, and CADD with CRoCoDiL).
+
+The configuration of `recipes/train_cadd.py` and the module that is built of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from crocodil.autoencoder import Autoencoder, Batch, Corruption
+from crocodil.bundle import open_augmented
+from crocodil.cadd.demasker import AugmentedDemasker
+from crocodil.cadd.latents import LatentConfig, TokenLatents
+from crocodil.cadd.loss import Objective
+from crocodil.demasker.guided import GuidedDemasker
+from crocodil.demasker.loss import Losses
+from crocodil.demasker.masking import MaskingConfig
+from crocodil.demasker.unguided import UnguidedDemasker
+from crocodil.errors import CrocodilError
+from crocodil.fresh import DemaskerShape, fresh_demasker
+from crocodil.text.data import DataConfig, Texts
+from crocodil.text.vocabulary import Vocabulary, train_bpe
+from crocodil.training.limits import check_rows, require_at_least
+from crocodil.training.loop import LoopConfig
+
+
+@dataclass(frozen=True)
+class CaddRecipe(LoopConfig):
+    """Everything that says what is trained. Where it runs is said in launch/."""
+
+    run: str = "runs/cadd"
+    """Folder of checkpoints, metrics and the export."""
+    init: str | None = None
+    """A trained demasker to go on from (weights only): an export of train_base.py, train_demasker.py or this recipe, a
+    LLaDA checkpoint (folder or hub id), `bundled`. Without it a demasker of `shape` is trained from scratch."""
+    registers: bool = False
+    """Keep the encoder and the registers of the model at `init`: the demasker sees both, registers and latents."""
+    train_encoder: bool = False
+    """Of that encoder. Frozen, its denoisers go on fitting."""
+    shape: DemaskerShape = field(default_factory=DemaskerShape)
+    latents: LatentConfig | None = field(default_factory=LatentConfig)
+    """null trains plain masked diffusion on the same path: the baseline. A model at `init` that has latents keeps its
+    own, and these are ignored."""
+    objective: Objective = field(default_factory=Objective)
+    data: DataConfig = field(default_factory=DataConfig)
+    corruption: Corruption = field(default_factory=lambda: Corruption(masking=MaskingConfig(all_mask=0.0)))
+    """Masking, and of registers nested dropout and noise."""
+    row_tokens: int = 16384
+    """Window tokens of a micro-batch: whole texts are packed into rows of at most this many."""
+    recompute: bool = False
+    """Activation checkpointing, block by block."""
+    compile: bool = False
+    """torch.compile of the blocks; the first steps are slow."""
+    prefetch: bool = True
+    """Prepare the texts of the next step while this one computes."""
+    export_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    sample_every: int = 0
+    """Steps between new texts, written to samples.jsonl; 0 for never."""
+    samples: int = 4
+    """Texts that are written."""
+    sample_nfe: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rows(self)
+        require_at_least(0, self, "sample_every")
+        require_at_least(1, self, "samples", "sample_nfe")
+        if self.registers and self.init is None:
+            raise CrocodilError("registers are those of the model at init: name one, as init=bundled")
+        if self.train_encoder and not self.registers:
+            raise CrocodilError("train_encoder wants registers=true: there is no encoder otherwise")
+        if self.latents is None and self.objective.squared is not None:
+            raise CrocodilError("objective.squared compares latents: it wants latents, not null")
+
+
+class Augmented(nn.Module):
+    """What is trained: a demasker with latents, and the autoencoder whose registers it sees, if any."""
+
+    def __init__(self, demasker: AugmentedDemasker, autoencoder: Autoencoder | None = None) -> None:
+        super().__init__()
+        self.demasker = demasker
+        # its demasker is the host of ours, so only the encoder is new here
+        self.encoder = None if autoencoder is None else autoencoder.encoder
+        self._autoencoder = [autoencoder]  # in a list, so that its parameters are not named twice
+        self._no_split_modules = [*demasker.llada.units] + (["Qwen3DecoderLayer"] if autoencoder else [])
+
+    @property
+    def autoencoder(self) -> Autoencoder | None:
+        return self._autoencoder[0]
+
+    def forward(self, batch: Batch) -> Losses:
+        """Eq. 20 of a packed batch, under registers where there are any (CRoCoDiL Alg. 1, lines 4 and 5)."""
+        if self.autoencoder is None:
+            return self.demasker(batch.texts)
+        return self.demasker(batch.texts, self.autoencoder.exposed(batch), batch.k)
+
+
+def build(config: CaddRecipe, texts: Texts, mapped: bool = False) -> tuple[Augmented, Vocabulary]:
+    """The module, from weights at `init` or from nothing.
+
+    Args:
+        texts: on which a new vocabulary is trained.
+        mapped: see `load_llada`.
+    """
+    host: UnguidedDemasker | GuidedDemasker
+    longest = max(config.data.lengths)
+    if config.init is None:
+        vocabulary = train_bpe(texts.sample(), config.shape.vocabulary)
+        host = UnguidedDemasker(fresh_demasker(config.shape, vocabulary, longest, config.seed))
+        return Augmented(AugmentedDemasker(host, _latents(config, host), config.objective)), vocabulary
+    found = open_augmented(
+        config.init, None if mapped else torch.float32, mapped=mapped, registers=config.registers
+    )
+    if config.registers and found.autoencoder is None:
+        raise CrocodilError(
+            f"init: {config.init} has no registers; train_demasker.py makes a model that has, or leave out registers"
+        )
+    host = found.demasker.host
+    host.llada.allow(longest)
+    latents = found.demasker.latents
+    if config.latents is None or latents is None:
+        latents = _latents(config, host)
+    demasker = AugmentedDemasker(host, latents, config.objective)
+    return Augmented(demasker, found.autoencoder), found.vocabulary
+
+
+def _latents(config: CaddRecipe, host: UnguidedDemasker | GuidedDemasker) -> TokenLatents | None:
+    """New latents over the host's table."""
+    if config.latents is None:
+        return None
+    sizes, table_VE = host.llada.config, host.llada.model.transformer.wte.weight
+    return TokenLatents(config.latents, sizes.vocab_size, sizes.d_model).initialise(table_VE)
