@@ -42,14 +42,14 @@ def load(
     return load(path_or_repo, device, denoisers, adapters, dtype)
 
 
-@lru_cache(maxsize=1)
-def _default() -> Model:
-    return load()
+@lru_cache(maxsize=2)
+def _default(name: str = "bundled") -> Model:
+    return load(name)
 
 
-def _chosen(model: Model | None) -> Model:
+def _chosen(model: Model | None, name: str = "bundled") -> Model:
     if model is None:
-        return _default()
+        return _default(name)
     if not callable(getattr(model, "encode", None)) or isinstance(model, str):
         raise CrocodilError(f"model must be a loaded model, as crocodil.load gives it, not {model!r}")
     return model
@@ -99,8 +99,9 @@ def interpolate(
 
 def generate(n: int = 1, *, model: Model | None = None, **options: Any) -> list[Generated]:
     """New texts out of noise (CRoCoDiL Alg. 2, 3); options method, nfe, length, prompt, template, …: see
-    `crocodil.synthesis.generate`."""
-    return _chosen(model).generate(n, **options)
+    `crocodil.synthesis.generate`. With method "cadd" the bundled model is the one with token latents, `bundled/cadd`."""
+    name = "bundled/cadd" if options.get("method") == "cadd" else "bundled"
+    return _chosen(model, name).generate(n, **options)
 
 
 def vary(

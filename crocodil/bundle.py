@@ -42,7 +42,8 @@ from crocodil.text.vocabulary import Vocabulary
 
 FORMAT = 1
 INDEX = "config.json"
-BUNDLED = Path(__file__).parent / "models" / "nano"
+_MODELS = Path(__file__).parent / "models"
+BUNDLED = _MODELS / "nano"
 GUIDE = Path("demasker") / "guide.safetensors"
 REGISTERS = Path("encoder") / "registers.safetensors"
 LATENTS = Path("demasker") / "latents.safetensors"
@@ -93,9 +94,9 @@ def resolve(name: str | Path, wanted: Sequence[str] = ("*.json", "*.safetensors"
     """The folder of a model or of adapters.
 
     Args:
-        name: `bundled` (or `nano`), a path, or a hub id, `org/name` or `org/name@REVISION` with a branch, a tag or a
-            commit. What is fetched goes into the hub's cache, which does without the network where HF_HUB_OFFLINE is
-            set.
+        name: `bundled` (or `nano`), another that comes along as `bundled/cadd`, a path, or a hub id, `org/name` or
+            `org/name@REVISION` with a branch, a tag or a commit. What is fetched goes into the hub's cache, which does
+            without the network where HF_HUB_OFFLINE is set.
         wanted: patterns of the files that are fetched of a hub id.
 
     Raises:
@@ -103,6 +104,8 @@ def resolve(name: str | Path, wanted: Sequence[str] = ("*.json", "*.safetensors"
     """
     if str(name) in ("bundled", "nano"):
         return BUNDLED
+    if str(name).startswith("bundled/"):
+        return _bundled(str(name))
     try:
         path = Path(name).expanduser()
     except RuntimeError:
@@ -129,6 +132,14 @@ def resolve(name: str | Path, wanted: Sequence[str] = ("*.json", "*.safetensors"
             f"no model {str(name)!r}: not a folder here, and not to be had from the hub ({type(error).__name__}); "
             "give a folder, or leave it out for the bundled nano model"
         ) from None
+
+
+def _bundled(name: str) -> Path:
+    folder = _MODELS.joinpath(*name.split("/")[1:])
+    if not (folder / INDEX).is_file() or not folder.resolve().is_relative_to(_MODELS):
+        there = sorted(str(found.parent.relative_to(_MODELS)) for found in _MODELS.glob("*/" + INDEX))
+        raise CrocodilError(f"no model {name!r}: those that come along are {', '.join(there)}")
+    return folder
 
 
 def pinned(name: str) -> str:
@@ -392,7 +403,7 @@ def open_augmented(
     """
     folder = resolve(name)
     host: UnguidedDemasker | GuidedDemasker
-    if not (folder / INDEX).is_file() or not (folder / "demasker").is_dir():
+    if (folder / INDEX).is_file() and "d_model" in read_json(folder / INDEX):  # a LLaDA checkpoint by itself
         llada, vocabulary = open_demasker(folder, dtype, mapped)
         host = UnguidedDemasker(llada.to(device))
         return Opened(AugmentedDemasker(host, None), vocabulary, llada.config.max_sequence_length, None)

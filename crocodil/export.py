@@ -20,13 +20,13 @@ from crocodil.autoencoder import Autoencoder
 from crocodil.bundle import (
     DTYPES,
     INDEX,
-    load_autoencoder,
-    open_demasker,
+    open_augmented,
     read_index,
     resolve,
     save_autoencoder,
     save_unguided,
 )
+from crocodil.cadd.latents import TokenLatents
 from crocodil.demasker.llada import LLaDA
 from crocodil.demasker.weights import save_llada
 from crocodil.errors import CrocodilError
@@ -78,6 +78,7 @@ class _Opened:
     card: Path | None = None
     """Of the source, which tells more than ours can."""
     denoisers: list[Path] = field(default_factory=list)
+    latents: TokenLatents | None = None
 
 
 def export(
@@ -126,9 +127,11 @@ def export(
             save_llada(demasker, folder, shard_bytes, kind)
             opened.vocabulary.save(folder)
         elif isinstance(module, LLaDA):
-            save_unguided(folder, module, opened.vocabulary, kind)
+            save_unguided(folder, module, opened.vocabulary, kind, opened.latents, opened.trained)
         else:
-            save_autoencoder(folder, module, opened.vocabulary, opened.window, kind, opened.trained)
+            save_autoencoder(
+                folder, module, opened.vocabulary, opened.window, kind, opened.trained, opened.latents
+            )
             if opened.card is not None:
                 shutil.copyfile(opened.card, folder / "README.md")
             for denoiser in kept:
@@ -164,15 +167,19 @@ def _open(
     else:
         guided = read_index(folder).kind == "autoencoder"
     wanted = None if dtype is None else DTYPES[dtype]
-    if llada or not guided:
-        demasker, vocabulary = open_demasker(folder, wanted)
-        return _Opened("demasker", demasker, vocabulary, dtype or _kept(_demasker(folder)))
+    found = open_augmented(folder, wanted, registers=guided and not llada)
+    latents = found.demasker.latents
+    if found.autoencoder is None:
+        kept = dtype or _kept(_demasker(folder))
+        record = None if llada else _record(folder)
+        return _Opened(
+            "demasker", found.demasker.llada, found.vocabulary, kept, trained=record, latents=latents
+        )
     kept = _kept(folder / "demasker", folder / "encoder") if dtype is None else dtype
-    autoencoder, vocabulary = load_autoencoder(folder, dtype=wanted)
     card = folder / "README.md"
     return _Opened(
-        "model", autoencoder, vocabulary, kept, read_index(folder).window, _record(folder),
-        card=card if card.is_file() else None, denoisers=_denoisers(folder),
+        "model", found.autoencoder, found.vocabulary, kept, found.window, _record(folder),
+        card=card if card.is_file() else None, denoisers=_denoisers(folder), latents=latents,
     )  # fmt: skip
 
 

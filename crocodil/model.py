@@ -16,7 +16,10 @@ import torch
 
 from crocodil.attention import Segments
 from crocodil.autoencoder import Autoencoder
-from crocodil.bundle import DTYPES, load_autoencoder, read_index, resolve
+from crocodil.bundle import DTYPES, open_augmented, resolve
+from crocodil.cadd.demasker import AugmentedDemasker
+from crocodil.cadd.latents import TokenLatents
+from crocodil.demasker.unguided import UnguidedDemasker
 from crocodil.denoiser.weights import Denoisers, open_denoisers
 from crocodil.errors import CrocodilError
 from crocodil.registers.registers import Registers
@@ -36,39 +39,65 @@ class Model:
     """Encoder, demasker and vocabulary that belong together. `load` makes one.
 
     Args:
+        module: with registers, or a demasker without.
         window: longest window in tokens that the model was trained with; a text, BOS and EOS must fit in it.
         own_denoisers: folders of denoisers of its registers, loaded when they are first asked for.
         given_denoisers: others, each in place of the model's own of its kind.
+        latents: those that the demasker was trained with (CADD), if any.
+
+    Attributes:
+        demasker: it alone, without latents.
+        augmented: the same with its latents, None where it has none.
     """
 
     def __init__(
         self,
-        autoencoder: Autoencoder,
+        module: Autoencoder | UnguidedDemasker,
         vocabulary: Vocabulary,
         window: int,
         name: str = "model",
         own_denoisers: Sequence[Path] = (),
         given_denoisers: Sequence[Path] = (),
+        latents: TokenLatents | None = None,
     ) -> None:
-        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        module.eval().requires_grad_(False)
+        self._autoencoder = module if isinstance(module, Autoencoder) else None
+        self.demasker = module.demasker if isinstance(module, Autoencoder) else module
+        self.augmented = None
+        if latents is not None:
+            self.augmented = AugmentedDemasker(self.demasker, latents).eval().requires_grad_(False)
         self.vocabulary = vocabulary
         self.window = window
         self.name = name
         self.own_denoisers, self.given_denoisers = tuple(own_denoisers), tuple(given_denoisers)
 
     @property
+    def autoencoder(self) -> Autoencoder:
+        """Encoder and demasker.
+
+        Raises:
+            CrocodilError: the model has no registers.
+        """
+        if self._autoencoder is None:
+            raise CrocodilError(
+                f"{self.name} is a demasker without registers, so it only generates; train_demasker.py makes an "
+                "autoencoder of it"
+            )
+        return self._autoencoder
+
+    @property
     def K(self) -> int:
-        """Registers a window at most."""
-        return self.autoencoder.encoder.K
+        """Registers a window at most; 0 for a model without registers."""
+        return self._autoencoder.encoder.K if self._autoencoder is not None else 0
 
     @property
     def D(self) -> int:
-        """Width of a register."""
-        return self.autoencoder.encoder.D
+        """Width of a register; 0 for a model without registers."""
+        return self._autoencoder.encoder.D if self._autoencoder is not None else 0
 
     @property
     def device(self) -> torch.device:
-        return self.autoencoder.demasker.boundaries.device
+        return self.demasker.llada.head_weight.device
 
     @cached_property
     def denoisers(self) -> Denoisers:
@@ -82,8 +111,10 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over every weight and setting of the encoder and the vocabulary: whose registers these are."""
-        encoder = self.autoencoder.encoder
         digest = hashlib.blake2b(self.vocabulary.fingerprint.encode(), digest_size=8)
+        if self._autoencoder is None:
+            return digest.hexdigest()
+        encoder = self._autoencoder.encoder
         config = encoder.backbone.config
         rope = [config.rope_parameters.get(key) for key in ("rope_type", "rope_theta", "factor")]
         # what changes registers and is in no weight
@@ -111,7 +142,7 @@ class Model:
         Raises:
             CrocodilError: not a text, lone surrogates, k out of range, or a text that does not fit.
         """
-        k = self.K if k is None else k
+        k = self.autoencoder.encoder.K if k is None else k
         if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= self.K:
             raise CrocodilError(
                 f"k must be a whole number between 1 and {self.K}, the registers of this model, not {k!r}"
@@ -202,7 +233,7 @@ class Model:
         for start in range(0, len(values), size):
             z_BKD = values[start : start + size].to(self.device)
             # spare rows of a padded table stand for nothing, so they are never predicted
-            predict = lambda ids, rows, z=z_BKD: self.autoencoder.demasker.logits(ids, rows, z)[:, :rows_V]  # noqa: E731
+            predict = lambda ids, rows, z=z_BKD: self.demasker.logits(ids, rows, z)[:, :rows_V]  # noqa: E731
             result = demask(
                 predict,
                 torch.full((len(z_BKD), length), self.vocabulary.mask_id, device=self.device),
@@ -273,7 +304,7 @@ class Model:
         Raises:
             CrocodilError: more than the demasker can hold, or no whole number.
         """
-        longest = self.autoencoder.demasker.llada.config.max_sequence_length
+        longest = self.demasker.llada.config.max_sequence_length
         length = self.window if length is None else length
         if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= longest:
             raise CrocodilError(f"length must be a whole number between 1 and {longest}, not {length!r}")
@@ -322,8 +353,12 @@ def load(
 ) -> Model:
     """Load a model: `bundled` (the nano model that comes with the package), a folder, or a hub id.
 
+    A demasker without registers, an export of train_base.py or train_cadd.py or a LLaDA checkpoint with its tokenizer, is
+    a model too: it generates, and neither encodes nor decodes.
+
     Args:
-        path_or_repo: a hub id may name a branch, a tag or a commit: `org/name@REVISION`.
+        path_or_repo: `bundled/cadd` is the bundled demasker with latents; a hub id may name a branch, a tag or a commit:
+            `org/name@REVISION`.
         device: a GPU where there is one, if left out.
         denoisers: exports of train_denoiser.py, each in place of the one of its kind in the model's own `denoiser/`.
         adapters: a folder or hub id of LoRA adapters that were trained on this model; they are merged into it.
@@ -351,19 +386,25 @@ def load(
     wanted = DTYPES[dtype or "float32"]
     if adapters is None:
         folder = resolve(path_or_repo)
-        autoencoder, vocabulary = load_autoencoder(folder, device=device, dtype=wanted)
-        window = read_index(folder).window
+        opened = open_augmented(folder, wanted, device)
+        vocabulary, window, latents = opened.vocabulary, opened.window, opened.demasker.latents
+        module: Autoencoder | UnguidedDemasker
+        if opened.autoencoder is not None:
+            module = opened.autoencoder
+        else:
+            assert isinstance(opened.demasker.host, UnguidedDemasker)
+            module = opened.demasker.host
     else:
         from crocodil.adapters import load_adapted
 
-        autoencoder, vocabulary, found = load_adapted(adapters, path_or_repo, device=device, dtype=wanted)
+        module, vocabulary, found = load_adapted(adapters, path_or_repo, device=device, dtype=wanted)
         # another encoder than the base's, so the base's denoisers are none of its own
-        folder, window = found.folder, found.index.window
+        folder, window, latents = found.folder, found.index.window, None
     own, given = sorted((folder / "denoiser").glob("[!.]*/")), [Path(name) for name in denoisers]
-    model = Model(autoencoder, vocabulary, window, str(path_or_repo), own, given)
-    if wanted != torch.float32:
+    model = Model(module, vocabulary, window, str(path_or_repo), own, given, latents)
+    if wanted != torch.float32 and isinstance(module, Autoencoder):
         _ = model.fingerprint  # before the encoder is rounded: registers are whose they were
-        for parameter in autoencoder.encoder.parameters():  # and not its rotary angles
+        for parameter in module.encoder.parameters():  # and not its rotary angles
             parameter.data = parameter.data.to(wanted)
     return model
 

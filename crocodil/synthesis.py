@@ -1,5 +1,7 @@
 """Corridor 2: noise → registers → guided demasker → text (CRoCoDiL Alg. 2 and 3), as one schedule of refreshes.
 
+Beside them, or instead of them, a latent at every masked token can guide (CADD Alg. 2).
+
 The demasker writes a text step by step under registers z. A method says where the first z comes from and after which
 fractions of the steps a new z is drawn, by the conditional denoiser, which looks at what has been written so far.
 
@@ -11,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
 
+from crocodil.cadd.loss import Estimate
+from crocodil.cadd.sampler import LatentSpace, Reveal, sample
 from crocodil.canvas import Canvas, Template, lay_out
 from crocodil.clock import Clock
 from crocodil.denoiser.schedule import add_noise, signal, times
@@ -48,6 +52,9 @@ class Method:
     """Fractions of the demasking steps after which registers are drawn anew, given the text so far."""
     every_step: bool = False
     """A refresh after every step, and a first draw from the conditional denoiser, as Alg. 3 is printed."""
+    draws: int = 0
+    """Chains of token latents, 0 for none."""
+    remasking: str = "low_confidence"
 
 
 METHODS = {
@@ -55,6 +62,7 @@ METHODS = {
     "conthendisc": Method(),
     "conwithindisc": Method(refresh=(0.5,)),
     "alg3": Method(every_step=True),
+    "cadd": Method(guided=False, draws=1, remasking="ancestral"),
 }
 
 
@@ -88,6 +96,15 @@ class _Settings:
     temperature: float
     remasking: str
     renoise: bool
+    draws: int
+    estimate: str
+    stochastic: bool
+    corrector: float
+
+    @property
+    def chained(self) -> bool:
+        """Whether the sampler is CADD's chain (`cadd.sampler`), which masked diffusion without latents has too."""
+        return self.draws > 0 or self.corrector > 0 or self.remasking in ("ancestral", "entropy")
 
 
 def generate(
@@ -107,8 +124,12 @@ def generate(
     guidance: float = 1.0,
     block_size: int | None = None,
     temperature: float = 1.0,
-    remasking: str = "low_confidence",
+    remasking: str | None = None,
     renoise: bool = False,
+    draws: int | None = None,
+    estimate: str = "hard",
+    stochastic: bool = True,
+    corrector: float = 0.0,
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
 ) -> list[Generated]:
@@ -116,8 +137,10 @@ def generate(
 
     Args:
         method: `mdm` (no registers), `conthendisc` (Alg. 2), `conwithindisc` (Alg. 3 as its experiments were run: a
-            refresh midway), `alg3` (as it is printed: a conditional start and a refresh after every step).
-        nfe: demasker evaluations of a text at most; one that reaches its end earlier takes fewer.
+            refresh midway), `alg3` (as it is printed: a conditional start and a refresh after every step), `cadd` (no
+            registers, a latent at every masked token).
+        nfe: demasking steps of a text at most; one that reaches its end earlier takes fewer. Each costs one evaluation,
+            with latents one for each draw.
         length: positions of a window, N; the model's window if left out.
         min_length: positions in which no text ends. With as many as `length`, every text fills its window.
         prompt: how the text begins.
@@ -128,6 +151,13 @@ def generate(
         refresh_steps: DDIM steps of a draw under the text so far.
         guidance: w of u + w (c − u), u the prediction without and c with the condition. 1 is the condition alone.
         block_size, temperature, remasking, renoise: see `sampler.demask`. At temperature 0 all texts of `mdm` are one.
+            `ancestral` (as `cadd` does if left out) and `entropy` are CADD's, see `cadd.sampler`; with them, `nfe` may be
+            more than there are positions, and there are no blocks.
+        draws: chains of latents for each text, of a model that was trained with latents (train_cadd.py): 1 for `cadd` if
+            left out, none for the others. 0 leaves the latents out; with registers, both guide.
+        estimate: what latents move towards, `hard` or `soft` (CADD Eq. 21).
+        stochastic: draw latents from their posterior, or move them straight.
+        corrector: share of a step that is gone too far and taken back (`cadd.sampler`).
         seed: text i of the n is that of seed + i, whatever else is in its batch.
         on_step: called after every demasking step of every batch.
 
@@ -151,23 +181,31 @@ def generate(
     canvas = lay_out(model.vocabulary, model.resolve_length(length), prompt, template, min_length)
     steps = min(nfe, canvas.slots)
     first, used = _denoisers(model, chosen, canvas, steps, guidance)
+    draws = chosen.draws if draws is None else draws
+    require_whole("draws", draws, 0)
+    require_number("corrector", corrector, 0)
     settings = _Settings(
         chosen, steps, _registers_in_use(model, k, used), latent_steps, refresh_steps,
-        float(guidance), block_size, float(temperature), remasking, renoise,
+        float(guidance), block_size, float(temperature), remasking or chosen.remasking, renoise,
+        draws, estimate, stochastic, float(corrector),
     )  # fmt: skip
+    if settings.chained:
+        settings = replace(settings, nfe=nfe)
+    _check_chain(model, settings)
     if guidance != 1 and len({_made(trained, settings.k) for trained in used}) > 1:
         raise CrocodilError(
             "guidance compares the predictions of two denoisers, and these make different numbers of registers: "
             "leave out guidance, or train both for as many"
         )
-    check(
-        torch.tensor([canvas.slots]),
-        model.vocabulary.mask_id,
-        settings.nfe,
-        block_size,
-        temperature,
-        remasking,
-    )
+    if not settings.chained:
+        check(
+            torch.tensor([canvas.slots]),
+            model.vocabulary.mask_id,
+            settings.nfe,
+            block_size,
+            temperature,
+            settings.remasking,
+        )
 
     def draw(seeds: Sequence[int], x_BN: Tensor) -> tuple[Tensor, float]:
         assert first is not None
@@ -221,6 +259,7 @@ def vary(
     settings = _Settings(
         METHODS["conthendisc"], min(nfe, model.window), _registers_in_use(model, k, [trained]),
         max(1, math.ceil(latent_steps * strength)), 1, 1.0, None, float(temperature), "low_confidence", False,
+        0, "hard", True, 0.0,
     )  # fmt: skip
     made = _made(trained, settings.k)
     encoded_kD = model.encode(text, made, truncate=truncate).values_WKD[0]
@@ -282,15 +321,19 @@ def _write(
         cost: of the first registers, in demasker evaluations by the ratio of parameters.
     """
     vocabulary, rows_V = model.vocabulary, model.vocabulary.size
-    demasker = model.autoencoder.demasker
     refresh_at = refreshes(settings.method, settings.nfe)
     costs_B = torch.full((len(seeds),), cost, dtype=torch.float64)
     z_BkD = None if z_BkD is None else z_BkD.to(model.device)
 
-    def predict(ids_BN: Tensor, rows_BN: Tensor) -> Tensor:
+    def predict(ids_BN: Tensor, rows_BN: Tensor, latents_BNE: Tensor | None = None, t: float = 1.0) -> Tensor:
         with clock.evaluation():
-            # spare rows of a padded table stand for nothing, so they are never predicted
-            logits_RV = demasker.logits(ids_BN, rows_BN, z_BkD)[:, :rows_V]
+            if latents_BNE is None:
+                logits_RV = model.demasker.logits(ids_BN, rows_BN, z_BkD)
+            else:
+                assert model.augmented is not None
+                logits_RV = model.augmented.logits(ids_BN, rows_BN, z_BkD, latents_BNE, t)
+        # spare rows of a padded table stand for nothing, so they are never predicted
+        logits_RV = logits_RV[:, :rows_V]
         inside_R = rows_BN.nonzero()[:, 1] < canvas.no_end_before
         logits_RV[inside_R, vocabulary.eos_id] = -math.inf
         return logits_RV
@@ -300,7 +343,7 @@ def _write(
         if on_step is not None:
             on_step(step)
         # with renoise, what is written may be masked again
-        alive_B = step.is_masked_BN.any(dim=1) | settings.renoise
+        alive_B = step.is_masked_BN.any(dim=1) | (settings.renoise or settings.corrector > 0)
         if step.number not in refresh_at or not bool(alive_B.any()):
             return
         conditional = model.denoisers.conditional
@@ -312,20 +355,35 @@ def _write(
         z_BkD = torch.where(alive_B[:, None, None], drawn_BkD, z_BkD)
         costs_B[alive_B.cpu()] += more
 
-    result = demask(
-        predict,
-        x_BN,
-        vocabulary.mask_id,
-        nfe=settings.nfe,
-        block_size=settings.block_size,
-        temperature=settings.temperature,
-        remasking=settings.remasking,  # type: ignore[arg-type]
-        renoise=settings.renoise,
-        eos_id=None if settings.renoise else vocabulary.eos_id,
-        generator=[_stream(seed, "demasking") for seed in seeds],
-        on_step=refresh,
-    )
-    nfe_B = (result.steps.amax(dim=1) + 1).tolist()
+    generators = [_stream(seed, "demasking") for seed in seeds]
+    if settings.chained:
+        result = sample(
+            predict,
+            x_BN,
+            vocabulary.mask_id,
+            steps=settings.nfe,
+            generators=generators,
+            latents=_latents(model, settings),
+            reveal=settings.remasking,  # type: ignore[arg-type]
+            temperature=settings.temperature,
+            corrector=settings.corrector,
+            on_step=refresh,
+        )
+    else:
+        result = demask(
+            predict,
+            x_BN,
+            vocabulary.mask_id,
+            nfe=settings.nfe,
+            block_size=settings.block_size,
+            temperature=settings.temperature,
+            remasking=settings.remasking,  # type: ignore[arg-type]
+            renoise=settings.renoise,
+            eos_id=None if settings.renoise else vocabulary.eos_id,
+            generator=generators,
+            on_step=refresh,
+        )
+    nfe_B = ((result.steps.amax(dim=1) + 1) * max(1, settings.draws)).tolist()
     seconds, latent = clock.seconds, clock.latent_seconds / clock.per_evaluation
     return [
         Generated(
@@ -336,6 +394,43 @@ def _write(
             zip(seeds, result.ids.tolist(), nfe_B, costs_B.tolist(), strict=True)
         )
     ]  # fmt: skip
+
+
+def _latents(model: Model, settings: _Settings) -> LatentSpace | None:
+    """What the chain has to know of the model's latents; None where they are left out."""
+    if settings.draws == 0 or model.augmented is None or model.augmented.latents is None:
+        return None
+    return LatentSpace(
+        model.augmented.clean_table(),
+        model.augmented.latents.config.schedule,
+        settings.draws,
+        settings.estimate,  # type: ignore[arg-type]
+        settings.stochastic,
+    )
+
+
+def _check_chain(model: Model, settings: _Settings) -> None:
+    """Refuse what CADD's sampler, or a model without latents, cannot do."""
+    if settings.draws and model.augmented is None:
+        raise CrocodilError(
+            f"{model.name} was not trained with token latents, which cadd and draws ask for: train one with "
+            "recipes/train_cadd.py, or take bundled/cadd"
+        )
+    if settings.estimate not in get_args(Estimate):
+        raise CrocodilError(
+            f"estimate = {settings.estimate!r}: choose one of {', '.join(get_args(Estimate))}"
+        )
+    if not settings.chained:
+        return
+    if settings.remasking not in get_args(Reveal):
+        raise CrocodilError(
+            f"remasking = {settings.remasking!r}: choose one of {', '.join(get_args(Reveal))}"
+        )
+    if settings.block_size is not None or settings.renoise:
+        raise CrocodilError(
+            "block_size and renoise belong to LLaDA's sampler: leave them out with latents, a corrector, or remasking "
+            "that is ancestral or by entropy"
+        )
 
 
 def _draw(
@@ -372,7 +467,7 @@ def _draw(
         raise CrocodilError(
             "the denoiser gave registers that are infinite or not a number: check its weights"
         )
-    ratio = paid / sum(p.numel() for p in model.autoencoder.demasker.llada.parameters())
+    ratio = paid / sum(p.numel() for p in model.demasker.llada.parameters())
     return normalise(registers_BkD)[:, : settings.k], steps * ratio
 
 

@@ -11,6 +11,7 @@ import torch
 
 from crocodil.autoencoder import Autoencoder
 from crocodil.bundle import save_autoencoder
+from crocodil.cadd.latents import LatentConfig, TokenLatents
 from crocodil.demasker.guided import GuideConfig, GuidedDemasker, Layout
 from crocodil.demasker.llada import LLaDA, LLaDAConfig
 from crocodil.registers.encoder import RegisterEncoder, Scale, fresh_encoder
@@ -114,8 +115,11 @@ def tiny_bundle(
     make_autoencoder: Callable[..., Autoencoder],
     tiny_vocabulary: Vocabulary,
 ) -> Path:
-    """A model folder in float32, K = 4, D = 24, windows of 32 tokens. Copy it before changing it."""
+    """A model folder in float32, with latents, K = 4, D = 24, windows of 32 tokens. Copy it before changing it."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     folder.mkdir()
-    save_autoencoder(folder, make_autoencoder(), tiny_vocabulary, WINDOW)
+    autoencoder = make_autoencoder()
+    sizes = autoencoder.demasker.llada.config
+    latents = TokenLatents(LatentConfig(), sizes.vocab_size, sizes.d_model)
+    save_autoencoder(folder, autoencoder, tiny_vocabulary, WINDOW, latents=latents)
     return folder

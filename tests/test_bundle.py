@@ -24,6 +24,7 @@ from crocodil.bundle import (
     BUNDLED,
     SHAPE,
     load_autoencoder,
+    open_augmented,
     open_demasker,
     pinned,
     read_index,
@@ -105,8 +106,9 @@ def test_16_bit_weights_are_close_and_computed_in_float32(
 
 
 def test_what_was_read_can_be_written_again(tiny_bundle: Path, tmp_path: Path) -> None:
-    autoencoder, vocabulary = load_autoencoder(tiny_bundle)
-    again = save(tmp_path / "model", autoencoder, vocabulary)
+    found = open_augmented(tiny_bundle)
+    assert found.autoencoder is not None
+    again = save(tmp_path / "model", found.autoencoder, found.vocabulary, latents=found.demasker.latents)
     for file in sorted(path.relative_to(tiny_bundle) for path in tiny_bundle.rglob("*") if path.is_file()):
         assert (again / file).read_bytes() == (tiny_bundle / file).read_bytes(), file
 

@@ -70,7 +70,7 @@ def texts(made: list[Generated]) -> list[str]:
 def test_a_seed_gives_its_text_whatever_batch_it_is_in(
     method: str, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {**FEW, "method": method} | ({"k": None} if method == "mdm" else {})
+    options = {**FEW, "method": method} | ({} if METHODS[method].guided else {"k": None})
     together = model.generate(5, seed=3, **options)
     assert [one.seed for one in together] == [3, 4, 5, 6, 7]
     assert len(set(texts(together))) > 1
@@ -212,7 +212,7 @@ def test_a_prompt_stays_and_its_registers_are_conditional(model: Model) -> None:
 
 @pytest.mark.parametrize("method", ["mdm", "conthendisc", "conwithindisc"])
 def test_a_template_is_filled_in_and_ends_where_it_ends(method: str, model: Model) -> None:
-    options = {**FEW, "method": method} | ({"k": None} if method == "mdm" else {})
+    options = {**FEW, "method": method} | ({} if METHODS[method].guided else {"k": None})
     for seed in range(6):
         text = model.generate(template=["def f(x):\n", 3, "\n", 2, "return x\n"], seed=seed, **options)[
             0

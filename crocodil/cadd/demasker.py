@@ -96,7 +96,7 @@ class AugmentedDemasker(nn.Module):
         rows_BN: torch.Tensor,
         registers_BKD: torch.Tensor | None,
         z_BNE: torch.Tensor | None = None,
-        t: float = 1.0,
+        t: float | torch.Tensor = 1.0,
     ) -> torch.Tensor:
         """Logits (R, V) at the R positions where `rows_BN` is True, in row-major order.
 
@@ -104,7 +104,7 @@ class AugmentedDemasker(nn.Module):
             ids_BN: token ids, masked ones already replaced by the mask token.
             registers_BKD: (B, k, D), or None without registers.
             z_BNE: latents, clean under visible tokens; None where the demasker has none.
-            t: masking level.
+            t: masking level, or one for each text, (B,).
         """
         B, N = ids_BN.shape
         ids_T, segments = ids_BN.flatten(), Segments.of([N] * B, ids_BN.device)
@@ -113,7 +113,7 @@ class AugmentedDemasker(nn.Module):
         fused_TE = None
         if self.latents is not None:
             assert z_BNE is not None
-            t_T = torch.full(ids_T.shape, t, device=ids_T.device)
+            t_T = torch.as_tensor(t, device=ids_T.device).reshape(-1, 1).expand(B, N).flatten()
             fused_TE = self.latents.fuse(self.llada.embed(ids_T), z_BNE.flatten(0, 1), t_T)
         hidden_TE = self._hidden(ids_T, fused_TE, segments, registers_kD, k)
         return self.llada.head(hidden_TE[rows_BN.flatten()])

@@ -82,7 +82,7 @@ class TokenLatents(nn.Module):
 
     def clean(self, rows_RE: Tensor) -> Tensor:
         """z₀ = ρ · w/‖w‖ of rows of the table, (…, E)."""
-        return self.rho * F.normalize(rows_RE.float(), dim=-1).to(rows_RE.dtype)
+        return (self.rho * F.normalize(rows_RE.float(), dim=-1)).to(rows_RE.dtype)
 
     def fuse(self, tokens_TE: Tensor, z_TE: Tensor, t_T: Tensor) -> Tensor:
         """What the network sees of embeddings and latents, (…, E).

@@ -12,19 +12,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from crocodil.cadd.forward import Schedule, flip, noise, posterior, remask, signal, transition
-from crocodil.cadd.loss import Estimate
+from crocodil.cadd.forward import (
+    Schedule,
+    check_schedule,
+    flip,
+    noise,
+    posterior,
+    remask,
+    signal,
+    transition,
+)
+from crocodil.cadd.loss import Estimate, estimate
 from crocodil.errors import CrocodilError
 from crocodil.sampler.demask import Demasked, Step
 from crocodil.sampler.reveal import choose, draw
 
 Predict = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
 """(ids_BN, rows_BN, latents (B, N, E) or None, t) to logits (R, V) where the bool rows_BN is True, row-major."""
+Time = TypeVar("Time", float, Tensor)
 Reveal = Literal["ancestral", "random", "low_confidence", "entropy"]
 """Which masked tokens a step makes visible. `ancestral`: each by itself with probability ρ_flip (Alg. 2). The others make
 as many visible as that does on average: any, the likeliest, or those whose predictions have the least entropy (App. B.2,
@@ -46,6 +56,7 @@ class LatentSpace:
     """Draw latents from their posterior; otherwise they go straight to ẑ₀ (`forward.posterior`)."""
 
     def __post_init__(self) -> None:
+        check_schedule(self.schedule)
         if self.draws < 1:
             raise CrocodilError(f"draws = {self.draws}: at least one chain of latents is needed")
         if self.estimate not in get_args(Estimate):
@@ -88,7 +99,7 @@ def sample(
         CrocodilError: numbers that do not fit, before any call of `predict`; logits that are not finite, later.
     """
     slot_BN = x_BN == mask_id
-    _check(slot_BN, mask_id, steps, generators, reveal, corrector)
+    _check(slot_BN, mask_id, steps, generators, reveal, temperature, corrector)
     at_temperature = temperature if callable(temperature) else (lambda t: float(temperature))
     numbers = _Numbers(generators, x_BN)
     chains = None if latents is None else _Chains(latents, x_BN, slot_BN, numbers)
@@ -102,18 +113,22 @@ def sample(
         where_B, where_N = rows_BN.nonzero(as_tuple=True)
         at = (where_B, where_N)
         uniforms_BN, chances_BN = numbers.uniform(), numbers.uniform()
+        # drawn even where it is not needed: a row that is complete for now must not fall behind its neighbours
+        noise_KBNE = None if chains is None else chains.noise()
         if len(at[0]):
             # 1. What the masked tokens are.
-            pi_RV, evaluations = _predict(predict, ids_BN, rows_BN, chains, t)
-            calls += evaluations
+            log_pi_RV = log_mean(
+                predict, ids_BN, rows_BN, None if chains is None else chains.z_KBNE, t, mask_id
+            )
+            calls += 1 if latents is None else latents.draws
 
             # 2. Draw them, and make some of them visible.
-            drawn = draw(pi_RV.log(), at_temperature(t), uniforms_BN[at], mask_id)
+            drawn = draw(log_pi_RV, at_temperature(t), uniforms_BN[at], mask_id)
             if reveal == "ancestral":
                 revealed_R = chances_BN[at] < flip(s_far, t)
             else:
                 score_BN = torch.zeros(x_BN.shape, dtype=torch.float64, device=x_BN.device)
-                score_BN[at] = _score(reveal, drawn.confidence_R, pi_RV, chances_BN[at])
+                score_BN[at] = _score(reveal, drawn.confidence_R, log_pi_RV, chances_BN[at])
                 left_B = (slot_BN.sum(dim=1) * s_far).round().long()
                 revealed_R = choose(score_BN, rows_BN, (rows_BN.sum(dim=1) - left_B).clamp_min(0))[at]
             now = tuple(index[revealed_R] for index in at)
@@ -121,8 +136,8 @@ def sample(
             steps_BN = steps_BN.index_put(now, torch.tensor(step, device=x_BN.device))
 
             # 3. Move the latents.
-            if chains is not None:
-                chains.back(ids_BN, ids_BN == mask_id, at, pi_RV, s_far, t)
+            if chains is not None and noise_KBNE is not None:
+                chains.back(ids_BN, ids_BN == mask_id, at, log_pi_RV, noise_KBNE, s_far, t)
 
         # 4. Come back, where the step went too far.
         if s_far < s:
@@ -147,47 +162,50 @@ class _Chains:
 
     def __init__(self, space: LatentSpace, x_BN: Tensor, slot_BN: Tensor, numbers: _Numbers) -> None:
         self.space, self._numbers = space, numbers
-        clean_BNE = space.table_VE[x_BN.clamp(max=len(space.table_VE) - 1)]
-        self.z_KBNE = torch.where(slot_BN[..., None], self._noise(), clean_BNE)
+        self.z_KBNE = torch.where(slot_BN[..., None], self.noise(), self._clean(x_BN))
 
     def back(
         self,
         ids_BN: Tensor,
         is_masked_BN: Tensor,
         at: tuple[Tensor, Tensor],
-        pi_RV: Tensor,
+        log_pi_RV: Tensor,
+        noise_KBNE: Tensor,
         s: float,
         t: float,
     ) -> None:
         """From t to s: to the latent of the token where one is visible now, else along the posterior to ẑ₀ (Eq. 16).
 
         Args:
-            at: what was masked at t, whose predictions are `pi_RV`.
+            at: what was masked at t, whose predictions are `log_pi_RV`.
         """
-        table_VE, to = self.space.table_VE, posterior(s, t, self.space.schedule, self.space.stochastic)
-        if self.space.estimate == "hard":
-            estimate_RE = table_VE[pi_RV.argmax(dim=1)]
-        else:
-            estimate_RE = pi_RV.to(table_VE.dtype) @ table_VE[: pi_RV.shape[1]]
+        to = posterior(s, t, self.space.schedule, self.space.stochastic)
+        estimate_RE = estimate(log_pi_RV, table_of(self.space, log_pi_RV), self.space.estimate)
         z_KRE = (
             to.keep * self.z_KBNE[:, at[0], at[1]]
             + to.take * estimate_RE
-            + to.std * self._noise()[:, at[0], at[1]]
+            + to.std * noise_KBNE[:, at[0], at[1]]
         )
-        self.z_KBNE[:, at[0], at[1]] = torch.where(is_masked_BN[at][:, None], z_KRE, table_VE[ids_BN[at]])
+        clean_RE = self._clean(ids_BN[at])
+        self.z_KBNE[:, at[0], at[1]] = torch.where(is_masked_BN[at][:, None], z_KRE, clean_RE)
 
     def forth(self, again_BN: Tensor, still_BN: Tensor, s: float, t: float) -> None:
         """From s to t: what is masked again starts from its clean latent (Eq. 11), what still is goes on (Eq. 8)."""
-        schedule, noise_KBNE = self.space.schedule, self._noise()
+        schedule, noise_KBNE = self.space.schedule, self.noise()
         a, b = float(signal(torch.tensor(t), schedule)), float(noise(torch.tensor(t), schedule))
         on = transition(s, t, schedule)
         z_KBNE = self.z_KBNE
         z_KBNE = torch.where(again_BN[..., None], a * z_KBNE + b * noise_KBNE, z_KBNE)
         self.z_KBNE = torch.where(still_BN[..., None], on.keep * self.z_KBNE + on.std * noise_KBNE, z_KBNE)
 
-    def _noise(self) -> Tensor:
+    def noise(self) -> Tensor:
+        """ε, (K, B, N, E)."""
         K, E = self.space.draws, self.space.table_VE.shape[1]
         return self._numbers.normal(K, E).to(self.space.table_VE)
+
+    def _clean(self, ids: Tensor) -> Tensor:
+        """Clean latents of any shape of ids; a mask token beyond the table gets one that nobody looks at."""
+        return self.space.table_VE[ids.clamp(max=len(self.space.table_VE) - 1)]
 
 
 class _Numbers:
@@ -207,32 +225,58 @@ class _Numbers:
         return torch.stack(rows, dim=1).to(self._device)
 
 
-def _predict(
-    predict: Predict, ids_BN: Tensor, rows_BN: Tensor, chains: _Chains | None, t: float
-) -> tuple[Tensor, int]:
-    """π (R, V), float32, the mean over draws of what the network says (Alg. 2), and how often it was asked."""
-    latents = [None] if chains is None else list(chains.z_KBNE)
-    pi_RV = None
-    for z_BNE in latents:
+def log_mean(
+    predict: Callable[[Tensor, Tensor, Tensor | None, Time], Tensor],
+    ids_BN: Tensor,
+    rows_BN: Tensor,
+    z_KBNE: Tensor | None,
+    t: Time,
+    mask_id: int,
+) -> Tensor:
+    """log π (R, V), float32: of the mean over draws of what the network says (Alg. 2). The mask token has no share in it.
+
+    Args:
+        z_KBNE: latents; None asks the network once, without any.
+        t: whatever `predict` takes.
+    """
+    sum_RV = None
+    for z_BNE in [None] if z_KBNE is None else list(z_KBNE):
         logits_RV = predict(ids_BN, rows_BN, z_BNE, t)
         if logits_RV.ndim != 2 or len(logits_RV) != int(rows_BN.sum()):
             raise CrocodilError(
                 f"predict gave logits of shape {tuple(logits_RV.shape)} for {int(rows_BN.sum())} positions: "
                 "wanted (R, V), one row per True in rows_BN"
             )
-        part_RV = logits_RV.float().softmax(dim=1)
-        pi_RV = part_RV if pi_RV is None else pi_RV + part_RV
-    assert pi_RV is not None
-    return pi_RV / len(latents), len(latents)
+        logits_RV = logits_RV.to(torch.float32, copy=True)
+        logits_RV[:, mask_id : mask_id + 1] = -math.inf
+        part_RV = logits_RV.log_softmax(dim=1)
+        sum_RV = part_RV if sum_RV is None else torch.logaddexp(sum_RV, part_RV)
+    assert sum_RV is not None
+    return sum_RV if z_KBNE is None else sum_RV - math.log(len(z_KBNE))
 
 
-def _score(reveal: Reveal, confidence_R: Tensor, pi_RV: Tensor, chances_R: Tensor) -> Tensor:
+def table_of(space: LatentSpace, logits_RV: Tensor) -> Tensor:
+    """The clean latents of the tokens that logits are about, (V, E).
+
+    Raises:
+        CrocodilError: there are tokens without a latent.
+    """
+    tokens = logits_RV.shape[1]
+    if tokens > len(space.table_VE):
+        raise CrocodilError(
+            f"predict gave logits of {tokens} tokens, the table has latents of {len(space.table_VE)}: "
+            "leave out what is no token"
+        )
+    return space.table_VE[:tokens]
+
+
+def _score(reveal: Reveal, confidence_R: Tensor, log_pi_RV: Tensor, chances_R: Tensor) -> Tensor:
     """The larger, the sooner a token is made visible."""
     if reveal == "random":
         return chances_R
     if reveal == "low_confidence":
         return confidence_R.double()
-    return torch.special.entr(pi_RV).sum(dim=1).double().neg()
+    return torch.special.entr(log_pi_RV.exp()).sum(dim=1).double().neg()
 
 
 def _check(
@@ -241,6 +285,7 @@ def _check(
     steps: int,
     generators: Sequence[torch.Generator],
     reveal: str,
+    temperature: float | Callable[[float], float],
     corrector: float,
 ) -> None:
     if not bool(slot_BN.any()):
@@ -251,5 +296,9 @@ def _check(
         raise CrocodilError(f"{len(generators)} generators for {len(slot_BN)} rows: give one per row")
     if reveal not in get_args(Reveal):
         raise CrocodilError(f"reveal = {reveal!r}: choose one of {', '.join(get_args(Reveal))}")
+    if not callable(temperature) and not (temperature >= 0 and math.isfinite(temperature)):
+        raise CrocodilError(
+            f"temperature = {temperature}: it must be 0 (the likeliest token) or a positive number"
+        )
     if not (corrector >= 0 and math.isfinite(corrector)):
         raise CrocodilError(f"corrector = {corrector}: give 0 or a positive number")

@@ -17,7 +17,8 @@ LISTS = ("--k", "--nfe", "--alphas", "--block-size", "--levels", "--sigmas", "--
 NUMBERS = re.compile(r"-?[\d.,][\d.,e+-]*")
 
 DTYPES = ("bfloat16", "float16", "float32")
-METHODS = ("mdm", "conthendisc", "conwithindisc", "alg3")
+METHODS = ("mdm", "conthendisc", "conwithindisc", "alg3", "cadd")
+REMASKING = ("low_confidence", "random", "ancestral", "entropy")
 GPUS = ("a100-40", "a100-80", "h100", "h200")
 LAUNCHES = ("zero3", "zero2", "ddp", "fsdp2", "zero3_offload")
 TEMPLATE = r"""'["x = [", 24, "]\n"]'"""
@@ -46,6 +47,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     names = [f"./{word}" if word.startswith("-") and word != "-" else word for word in words[end + 1 :]]
     args = verbs[verb].parse_intermixed_args([*_join_numbers(words[:end]), *names])
     args.verb = verb
+    if "model" in args and args.model is None:
+        args.model = "bundled/cadd" if getattr(args, "method", None) == "cadd" else "bundled"
     return args
 
 
@@ -108,7 +111,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         choices=METHODS,
         default="conwithindisc",
         help="where registers come from: nowhere (mdm), out of noise (conthendisc), and anew midway (conwithindisc, "
-        "default) or after every step (alg3)",
+        "default) or after every step (alg3); nowhere, with a latent at every masked token (cadd)",
     )
     one.add_argument(
         "--length", type=_positive, metavar="N", help="positions of a window (default the model's)"
@@ -151,6 +154,32 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     one.add_argument(
         "--block-size", type=_positive, metavar="N", help="positions of a block (default the window)"
+    )
+    one.add_argument(
+        "--remasking",
+        choices=REMASKING,
+        help="which masked tokens are written first: the surest (low_confidence, default), any (random), each by chance "
+        "(ancestral, default for cadd), or those whose predictions have the least entropy (entropy)",
+    )
+    one.add_argument(
+        "--draws",
+        type=_whole,
+        metavar="K",
+        help="chains of token latents, of a model that was trained with them; each costs an evaluation a step (default 1 "
+        "for cadd, else 0)",
+    )
+    one.add_argument(
+        "--estimate",
+        choices=("hard", "soft"),
+        default="hard",
+        help="what token latents move towards: the likeliest token's (hard, default) or the mean (soft)",
+    )
+    one.add_argument(
+        "--corrector",
+        type=_amount,
+        default=0.0,
+        metavar="X",
+        help="share of a step that is gone too far and taken back, so that tokens can change (default 0)",
     )
     _report(one)
 
@@ -359,8 +388,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
 def _model(parser: _Parser) -> None:
     parser.add_argument(
         "--model",
-        default="bundled",
-        help="bundled (default), a folder, or the id of a model on the hub, as org/name or org/name@revision",
+        help="bundled (default; for --method cadd bundled/cadd), a folder, or the id of a model on the hub, as org/name "
+        "or org/name@revision",
     )
 
 
@@ -487,6 +516,12 @@ def _several(number: Callable[[str], Number]) -> Callable[[str], tuple[Number, .
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
     return int(text)
 
 

@@ -165,17 +165,22 @@ def generate(args: argparse.Namespace) -> None:
     from crocodil.synthesis import find_method, refreshes
 
     window = lay_out(model.vocabulary, model.resolve_length(args.length), args.prompt, args.template)
-    steps = min(args.nfe, window.slots)
+    # CADD's chain has as many steps as it is told to, LLaDA's sampler at most one for each position
+    chained = (
+        args.method == "cadd" or args.draws or args.corrector or args.remasking in ("ancestral", "entropy")
+    )
+    steps = args.nfe if chained else min(args.nfe, window.slots)
     refreshed = refreshes(find_method(args.method, args.refresh), steps)
     names = (
         "method", "length", "min_length", "prompt", "template", "k", "refresh", "guidance", "temperature",
+        "remasking", "draws", "estimate", "corrector",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in names}
     # what will be refused is refused now, and slow first evaluations are off the clock
     model.generate(**options, nfe=1, latent_steps=1, refresh_steps=1)
     forming = Forming(model.vocabulary, window.ids_N)
     options |= {"nfe": args.nfe, "latent_steps": args.latent_steps, "refresh_steps": args.refresh_steps}
-    wait = "" if args.method == "mdm" else "drawing registers out of noise"
+    wait = "" if args.method in ("mdm", "cadd") else "drawing registers out of noise"
     with _watch(args, forming, steps, refreshed, wait) as on_step:
         made = model.generate(args.n, seed=args.seed, block_size=args.block_size, on_step=on_step, **options)
     texts = [_written(one) for one in made]

@@ -98,7 +98,7 @@ class GuidedDemasker(nn.Module):
             )
         if segments.annealing is not None:
             raise CrocodilError(
-                "attention is annealed in a demasker without registers: adapt that one first (train_base.py)"
+                "attention is annealed in a demasker without registers: adapt it before it gets registers"
             )
         device = ids_T.device
         index, glob, local, prefix, lengths, text = [], [], [], [], [], []

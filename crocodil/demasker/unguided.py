@@ -9,6 +9,7 @@ from crocodil.attention import Segments
 from crocodil.demasker.llada import LLaDA
 from crocodil.demasker.loss import Losses, per_text, row_weights
 from crocodil.demasker.masking import MaskedTexts
+from crocodil.errors import CrocodilError
 
 
 class UnguidedDemasker(nn.Module):
@@ -30,7 +31,7 @@ class UnguidedDemasker(nn.Module):
             tokens_TE: what the network sees in place of the embeddings of the ids.
         """
         tokens = self.llada.embed(ids_T) if tokens_TE is None else tokens_TE
-        out = self.llada.run(tokens[None], self.llada.angles(segments.positions), segments)
+        out = self.llada.run(tokens[None], self.llada.angles(segments.positions.to(ids_T.device)), segments)
         return self.llada.read(out[0], segments)
 
     def forward(self, texts: MaskedTexts) -> Losses:
@@ -42,8 +43,16 @@ class UnguidedDemasker(nn.Module):
         )
         return per_text(score, is_masked, lengths)
 
-    def logits(self, ids_BN: torch.Tensor, rows_BN: torch.Tensor, registers_BKD: None = None) -> torch.Tensor:
-        """Logits (R, V) at the R positions where `rows_BN` is True, in row-major order; there are no registers."""
+    def logits(
+        self, ids_BN: torch.Tensor, rows_BN: torch.Tensor, registers_BKD: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits (R, V) at the R positions where `rows_BN` is True, in row-major order.
+
+        Raises:
+            CrocodilError: registers are given.
+        """
+        if registers_BKD is not None:
+            raise CrocodilError("this demasker has no registers: leave them out, or take a model that has")
         B, N = ids_BN.shape
         hidden_TE = self.hidden(ids_BN.flatten(), Segments.of([N] * B, ids_BN.device))
         return self.llada.head(hidden_TE[rows_BN.flatten()])

@@ -135,9 +135,7 @@ class Answers:
         """The unguided demasker, k = 0."""
         with torch.no_grad():
             # spare rows of a padded table stand for nothing
-            return self.model.autoencoder.demasker.logits(ids_BN, rows_BN, None)[
-                :, : self.model.vocabulary.size
-            ]
+            return self.model.demasker.logits(ids_BN, rows_BN, None)[:, : self.model.vocabulary.size]
 
     def _seed(self, purpose: str, request: str) -> int:
         text = f"{self.seed}/{purpose}/{request}".encode("utf-8", "surrogatepass")

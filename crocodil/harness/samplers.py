@@ -52,7 +52,7 @@ def crocodil_sampler(model: Model, **options: Any) -> Sampler:
 def identity(model: Model, **options: Any) -> str:
     """A name for a model and how it is asked, which changes when its weights do: for `passk.score`'s label."""
     digest = hashlib.blake2b(model.fingerprint.encode(), digest_size=8)
-    modules: list[torch.nn.Module] = [model.autoencoder.demasker]
+    modules: list[torch.nn.Module] = [model.augmented or model.demasker]
     modules += [one.denoiser for one in (model.denoisers.unconditional, model.denoisers.conditional) if one]
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):

@@ -125,7 +125,7 @@ class ModelFacts:
     window: int
     """Tokens of a window at most, BOS and EOS among them."""
     K: int
-    """Registers of a window at most."""
+    """Registers of a window at most; 0 for a demasker without registers."""
     D: int
     """Width of a register."""
     vocabulary: int
@@ -137,7 +137,7 @@ class ModelFacts:
     bytes: int
     """Size of the weights on disk."""
     fingerprint: str
-    """Of the encoder: whose registers these are."""
+    """Of the encoder: whose registers these are; empty without registers."""
     licence: str
     """As the model card states it, or empty."""
     trained_steps: int | None

@@ -193,7 +193,7 @@ class Lab:
         if name == "scorer":
             return f"{_weights(self.scorer.model)}/{self.scorer.layer}/{self.scorer.dtype}"
         model = self.model(name)
-        parts: list[torch.nn.Module] = [model.autoencoder.demasker]
+        parts: list[torch.nn.Module] = [model.augmented or model.demasker]
         both = (model.denoisers.unconditional, model.denoisers.conditional)
         parts += [one.denoiser for one in both if one is not None]
         offsets = [one.largest_offset for one in both if one is not None]

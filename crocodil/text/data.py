@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from crocodil.errors import CrocodilError
+from crocodil.text.characters import only_letters
 from crocodil.text.corpus import Document, load_documents
 from crocodil.text.prepare import TextSource, prepared
 from crocodil.text.split import Split, content_hash, split
@@ -43,8 +44,14 @@ class DataConfig:
     """Read the source once and in order, in little memory, for sources of any size; else it is read into memory."""
     limit: int | None = None
     """First documents of the source; all if left out."""
+    letters: bool = False
+    """Read of every document only its letters, a to z and the space, digits spelled out, as text8 is made."""
 
     def __post_init__(self) -> None:
+        if self.letters and self.streaming:
+            raise CrocodilError(
+                "data.letters is not for streamed texts; leave out one of letters and streaming"
+            )
         if self.limit is not None and self.limit < 1:
             raise CrocodilError(f"data.limit is {self.limit}; give 1 or more, or leave it out")
 
@@ -97,8 +104,12 @@ class Texts:
 
 def load_split(config: DataConfig) -> Split:
     """Documents of the source in memory, training and held-out apart."""
-    documents = load_documents(config.source, extensions=config.extensions, fields=config.fields)
-    return split(itertools.islice(documents, config.limit), config.held_out, config.split_seed)
+    documents: Iterator[Document] = itertools.islice(
+        load_documents(config.source, extensions=config.extensions, fields=config.fields), config.limit
+    )
+    if config.letters:
+        documents = only_letters(documents)
+    return split(documents, config.held_out, config.split_seed)
 
 
 def tokenised(documents: tuple[Document, ...], vocabulary: Vocabulary, cache: str | Path) -> TokenisedCorpus:

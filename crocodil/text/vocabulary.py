@@ -55,6 +55,9 @@ class Vocabulary:
         bos_id, eos_id, mask_id: the three ids that the system needs.
         size: rows V of the embedding table that ids may name; at least the number of tokens.
         fingerprint: first 16 hex digits of a SHA-256 over tokens, merges, pre-tokeniser and the three ids.
+        characters: ids of all characters that a text may consist of, where a token is a character (`characters.py`);
+            None where every text has ids.
+        fresh: ids of special tokens that the tokenizer came without (see `load`): nobody has trained their rows.
     """
 
     def __init__(
@@ -77,12 +80,12 @@ class Vocabulary:
         tokenizer.encode_special_tokens = True
         self._origin = origin
         state = json.loads(tokenizer.to_str())
-        if (
-            state["model"].get("type") != "BPE"
-            or not byte_alphabet().keys() <= state["model"]["vocab"].keys()
-        ):
-            raise CrocodilError(f"{origin} is no byte-level BPE; give one like LLaDA's, Qwen's or GPT-2's")
         specials = {token["id"] for token in state["added_tokens"] if token["special"]}
+        is_bpe = state["model"].get("type") == "BPE"
+        self.characters = _characters(state, specials) if is_bpe else None
+        if not is_bpe or not (self.characters or byte_alphabet().keys() <= state["model"]["vocab"].keys()):
+            raise CrocodilError(f"{origin} is no byte-level BPE; give one like LLaDA's, Qwen's or GPT-2's")
+        self.fresh: tuple[int, ...] = ()
         self._bytes = _token_bytes(state, specials)
         self.bos_id = self._special("bos", bos_id)
         self.eos_id = self._special("eos", eos_id)
@@ -99,7 +102,8 @@ class Vocabulary:
         bare = dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
         self._encoder = Tokenizer.from_str(json.dumps(state | bare | {"added_tokens": []}))
         self.fingerprint = self._digest(state)
-        if self.decode(self.encode(PROBE)) != PROBE:
+        probe = "".join(self.characters or PROBE)
+        if self.decode(self.encode(probe)) != probe:
             raise CrocodilError(f"{origin} does not give text back byte for byte; give a byte-level BPE")
 
     @classmethod
@@ -111,12 +115,13 @@ class Vocabulary:
         eos_id: int | None = None,
         mask_id: int | None = None,
         size: int | None = None,
+        complete: bool = False,
     ) -> Vocabulary:
         """Read a folder with tokenizer.json (and tokenizer_config.json), or the path of a tokenizer.json.
 
         Special ids: the argument, else what `save` wrote, else the names bos_token, eos_token and mask_token
         in tokenizer_config.json, else LLaDA's. `size` is the demasker's vocab_size where its table has spare
-        rows.
+        rows. `complete` adds LLaDA's special token, as the next id, for what a tokenizer has no token for.
 
         Raises:
             CrocodilError: the file is missing, cannot be read, or lacks a special id.
@@ -130,14 +135,21 @@ class Vocabulary:
         except Exception as error:  # tokenizers raises bare Exception
             raise CrocodilError(f"{file} cannot be read as a tokenizer ({error}); fetch it again") from error
         names, saved = _read_config(file.with_name("tokenizer_config.json"))
-        ids = {}
+        ids, lacking = {}, []
         for role, given in (("bos", bos_id), ("eos", eos_id), ("mask", mask_id)):
             name = names[role]
             ids[f"{role}_id"] = next(
                 (known for known in (given, saved.get(f"{role}_id")) if known is not None),
                 tokenizer.token_to_id(name) if name else None,
             )
-        return cls(tokenizer, **ids, size=saved.get("size") if size is None else size, origin=str(file))
+            special = SPECIAL_NAMES[role]
+            if complete and ids[f"{role}_id"] is None and tokenizer.token_to_id(special) is None:
+                tokenizer.add_special_tokens([AddedToken(special, special=True)])
+                lacking.append(f"{role}_id")
+        size = saved.get("size") if size is None else size
+        vocabulary = cls(tokenizer, **ids, size=size, origin=str(file))
+        vocabulary.fresh = tuple(getattr(vocabulary, role) for role in lacking)
+        return vocabulary
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tokenizer.json and tokenizer_config.json into folder `path`; transformers opens it too."""
@@ -169,9 +181,11 @@ class Vocabulary:
         LOOKAHEAD.
 
         Raises:
-            CrocodilError: not a string, or a lone surrogate in it.
+            CrocodilError: not a string, a lone surrogate in it, or a character that has no token.
         """
         check_text(text)
+        if self.characters:
+            return self._spell(text if limit is None else text[: max(limit, 0)])
         if limit is None:
             return self._encoder.encode(text, add_special_tokens=False).ids
         if limit <= 0:
@@ -189,6 +203,8 @@ class Vocabulary:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts at once, on all cores that tokenizers may use."""
+        if self.characters:
+            return [self.encode(text) for text in texts]
         for text in texts:
             check_text(text)
         return [found.ids for found in self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -215,6 +231,17 @@ class Vocabulary:
         if not 0 <= id < self.size:
             raise CrocodilError(f"id {id} is outside the {self.size} of {self._origin}; was it another's?")
         return self._bytes.get(id)
+
+    def _spell(self, text: str) -> list[int]:
+        """As the BPE model would, which takes forty times as long and hundreds of bytes for every token."""
+        assert self.characters is not None
+        try:
+            return [self.characters[character] for character in text]
+        except KeyError as error:
+            raise CrocodilError(
+                f"the text has {error}, which is none of the {len(self.characters)} characters of {self._origin}: pass "
+                "it through `letters` first"
+            ) from None
 
     def _special(self, role: str, given: int | None) -> int:
         id = self.tokenizer.token_to_id(SPECIAL_NAMES[role]) if given is None else given
@@ -288,6 +315,16 @@ def _read_config(file: Path) -> tuple[dict[str, str | None], dict[str, int]]:
         reason = f"{type(error).__name__}: {error}"
         raise CrocodilError(f"{file} cannot be read ({reason}); fetch it again") from None
     return names, saved
+
+
+def _characters(state: dict, specials: set[int]) -> dict[str, int] | None:
+    """Of a vocabulary that has no merge and no token but one for each of some ASCII characters; None of any other."""
+    model, alphabet = state["model"], byte_alphabet()
+    plain = {token: id for token, id in model["vocab"].items() if id not in specials}
+    is_byte_level = (state["pre_tokenizer"] or {}).get("type") == "ByteLevel"
+    if model["merges"] or not is_byte_level or not all(alphabet.get(token, 128) < 128 for token in plain):
+        return None
+    return {chr(alphabet[token]): id for token, id in plain.items()}
 
 
 def _token_bytes(state: dict, specials: set[int]) -> dict[int, bytes]:

@@ -244,7 +244,7 @@ def test_an_interrupt_is_one_line_and_costs_no_piece(tmp_path: Path, vocabulary:
     process = launch(config.source, tmp_path / "cache", tmp_path / "tokenizer", pause=0.1)
     assert process.stdout is not None and process.stdout.readline() == "piece\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == "crocodil: interrupted\n"
     assert len(list(only(tmp_path / "cache").glob("piece-*.json"))) >= 1 + len(out.splitlines())
 
