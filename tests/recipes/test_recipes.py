@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from crocodil.augmented import CaddRecipe
 from crocodil.errors import CrocodilError
 from crocodil.training.config import load_config
 from crocodil.training.log import read_metrics
@@ -233,6 +234,7 @@ def test_settings_whose_export_could_not_be_loaded_are_refused(
 
 def test_every_shipped_configuration_is_valid() -> None:
     recipes = {
+        "cadd": CaddRecipe,
         "base": BaseRecipe,
         "denoiser": DenoiserRecipe,
         "judge": JudgeRecipe,
