@@ -25,6 +25,7 @@ from typing import Any, get_args
 import torch
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
+from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
 from crocodil.autoencoder import Autoencoder
@@ -166,6 +167,8 @@ def save_unguided(
     vocabulary.save(folder / "tokenizer")
     _save_latents(folder, latents, dtype)
     _save_record(folder, trained)
+    card = _unguided_card(llada, vocabulary, latents, trained or {})
+    (folder / "README.md").write_text(card, encoding="utf-8")
     index = Index("unguided", vocabulary.fingerprint, llada.config.max_sequence_length)
     write_json(folder / INDEX, _described(index, latents))
 
@@ -256,15 +259,60 @@ def _beyond(autoencoder: Autoencoder) -> dict[Path, dict[str, torch.Tensor]]:
     return {GUIDE: guide, REGISTERS: registers}
 
 
+def _millions(module: nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:,.1f} M"
+
+
+def _how(trained: Mapping[str, Any]) -> str:
+    """How a model was made, where that is known."""
+    if not {"recipe", "steps"} <= trained.keys():
+        return ""
+    made = f"`recipes/{trained['recipe']}.py`, {trained['steps']:,} optimiser steps"
+    return f"{made}; every setting is in `training.json`."
+
+
+def _unguided_card(
+    llada: LLaDA, vocabulary: Vocabulary, latents: TokenLatents | None, trained: Mapping[str, Any]
+) -> str:
+    """A model card of a demasker without registers."""
+    sizes = llada.config
+    with_latents, method, row = "", "mdm", ""
+    if latents is not None:
+        kept = latents.settled
+        with_latents, method = " that sees a latent at every masked token (CADD)", "cadd"
+        row = f"\n| latents | {kept.schedule}, {kept.fusion}, norm {kept.rho:.3f}, gain {kept.gain:.4f} |"
+    return f"""---
+library_name: crocodil
+license: apache-2.0
+---
+
+# A crocodil demasker
+
+A masked diffusion language model{with_latents}.
+
+| | |
+| --- | --- |
+| demasker | LLaDA, {sizes.n_layers} layers, width {sizes.d_model}, {_millions(llada)} parameters |
+| vocabulary | {vocabulary.size:,} tokens, fingerprint `{vocabulary.fingerprint}` |
+| window | {sizes.max_sequence_length} tokens |{row}
+
+{_how(trained)}
+
+```python
+import crocodil
+
+crocodil.load("PATH").generate(method="{method}", nfe=64)
+```
+
+Trained from LLaDA's weights, it inherits their licence (MIT).
+"""
+
+
 def _card(autoencoder: Autoencoder, vocabulary: Vocabulary, window: int, trained: Mapping[str, Any]) -> str:
     """A model card: what it is, how it was made, how to use it. What it reaches is for whoever measured it to add."""
     encoder, demasker = autoencoder.encoder, autoencoder.demasker
     sizes = demasker.llada.config
-    millions = lambda module: f"{sum(p.numel() for p in module.parameters()) / 1e6:,.1f} M"  # noqa: E731
-    how = ""
-    if {"recipe", "steps"} <= trained.keys():
-        made = f"`recipes/{trained['recipe']}.py`, {trained['steps']:,} optimiser steps"
-        how = f"{made}; every setting is in `training.json`."
+    how = _how(trained)
     if "adapters" in trained:
         origin = trained["adapters"]
         names = " with ".join(
@@ -283,8 +331,8 @@ by guided masked diffusion (CRoCoDiL).
 
 | | |
 | --- | --- |
-| encoder | Qwen3, {encoder.backbone.config.num_hidden_layers} layers, width {encoder.D}, {millions(encoder)} parameters |
-| demasker | LLaDA, {sizes.n_layers} layers, width {sizes.d_model}, {millions(demasker)} parameters |
+| encoder | Qwen3, {encoder.backbone.config.num_hidden_layers} layers, width {encoder.D}, {_millions(encoder)} parameters |
+| demasker | LLaDA, {sizes.n_layers} layers, width {sizes.d_model}, {_millions(demasker)} parameters |
 | vocabulary | {vocabulary.size:,} tokens, fingerprint `{vocabulary.fingerprint}` |
 | window | {window} tokens |
 | registers | norm √D ({encoder.scale}), prefix layout `{demasker.config.layout}` |
