@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from crocodil.autoencoder import Autoencoder, Batch, Corruption
-from crocodil.bundle import open_augmented
+from crocodil.bundle import open_augmented, resolve
 from crocodil.cadd.demasker import AugmentedDemasker
 from crocodil.cadd.latents import LatentConfig, TokenLatents
 from crocodil.cadd.loss import Objective
@@ -22,6 +22,9 @@ from crocodil.demasker.masking import MaskingConfig
 from crocodil.demasker.unguided import UnguidedDemasker
 from crocodil.errors import CrocodilError
 from crocodil.fresh import DemaskerShape, fresh_demasker
+from crocodil.images.data import ImagesConfig
+from crocodil.images.unet import UNetShape
+from crocodil.text.characters import character_vocabulary
 from crocodil.text.data import DataConfig, Texts
 from crocodil.text.vocabulary import Vocabulary, train_bpe
 from crocodil.training.limits import check_rows, require_at_least
@@ -41,7 +44,16 @@ class CaddRecipe(LoopConfig):
     """Keep the encoder and the registers of the model at `init`: the demasker sees both, registers and latents."""
     train_encoder: bool = False
     """Of that encoder. Frozen, its denoisers go on fitting."""
+    anneal_steps: int = 0
+    """Steps in which the attention of a causal model at `init` is opened; 0 is bidirectional from the first (CADD §5.3)."""
+    tokenizer: str | None = None
+    """A byte-level BPE for a demasker from scratch, folder or hub id, special tokens that it lacks added; without it one is
+    trained on the texts (or has 27 letters, with data.letters)."""
     shape: DemaskerShape = field(default_factory=DemaskerShape)
+    images: ImagesConfig | None = None
+    """Train on images instead of texts: `images={source: digits}` is a section of its own fields. `unet` is then the
+    network; what is said of texts, registers and `shape` is not looked at."""
+    unet: UNetShape = field(default_factory=UNetShape)
     latents: LatentConfig | None = field(default_factory=LatentConfig)
     """null trains plain masked diffusion on the same path: the baseline. A model at `init` that has latents keeps its
     own, and these are ignored."""
@@ -67,8 +79,10 @@ class CaddRecipe(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rows(self)
-        require_at_least(0, self, "sample_every")
+        require_at_least(0, self, "sample_every", "anneal_steps")
         require_at_least(1, self, "samples", "sample_nfe")
+        if self.images is not None and (self.init is not None or self.registers):
+            raise CrocodilError("init and registers are for texts: leave them out with images")
         if self.registers and self.init is None:
             raise CrocodilError("registers are those of the model at init: name one, as init=bundled")
         if self.train_encoder and not self.registers:
@@ -109,7 +123,7 @@ def build(config: CaddRecipe, texts: Texts, mapped: bool = False) -> tuple[Augme
     host: UnguidedDemasker | GuidedDemasker
     longest = max(config.data.lengths)
     if config.init is None:
-        vocabulary = train_bpe(texts.sample(), config.shape.vocabulary)
+        vocabulary = _vocabulary(config, texts)
         host = UnguidedDemasker(fresh_demasker(config.shape, vocabulary, longest, config.seed))
         return Augmented(AugmentedDemasker(host, _latents(config, host), config.objective)), vocabulary
     found = open_augmented(
@@ -126,6 +140,15 @@ def build(config: CaddRecipe, texts: Texts, mapped: bool = False) -> tuple[Augme
         latents = _latents(config, host)
     demasker = AugmentedDemasker(host, latents, config.objective)
     return Augmented(demasker, found.autoencoder), found.vocabulary
+
+
+def _vocabulary(config: CaddRecipe, texts: Texts) -> Vocabulary:
+    """Of a demasker from scratch."""
+    if config.tokenizer is not None:
+        return Vocabulary.load(resolve(config.tokenizer), complete=True)
+    if config.data.letters:
+        return character_vocabulary()
+    return train_bpe(texts.sample(), config.shape.vocabulary)
 
 
 def _latents(config: CaddRecipe, host: UnguidedDemasker | GuidedDemasker) -> TokenLatents | None:

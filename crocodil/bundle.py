@@ -31,6 +31,7 @@ from transformers import Qwen3Config, Qwen3Model
 from crocodil.autoencoder import Autoencoder
 from crocodil.cadd.demasker import AugmentedDemasker
 from crocodil.cadd.latents import LatentConfig, TokenLatents
+from crocodil.demasker.causal import is_causal, open_causal
 from crocodil.demasker.guided import GuideConfig, GuidedDemasker, Layout
 from crocodil.demasker.llada import LLaDA
 from crocodil.demasker.unguided import UnguidedDemasker
@@ -440,7 +441,8 @@ def open_augmented(
     """A model and all that it has: registers, latents, both or neither.
 
     Args:
-        name: a model folder, `bundled`, a hub id, or a LLaDA checkpoint with its tokenizer.
+        name: a model folder, `bundled`, a hub id, a LLaDA checkpoint with its tokenizer, or a causal model (see
+            `demasker.causal`), which wants training before it demasks.
         dtype: of the demasker's weights; None keeps those on disk.
         mapped: see `load_llada`; not with registers.
         registers: False leaves the encoder aside.
@@ -451,9 +453,13 @@ def open_augmented(
     """
     folder = resolve(name)
     host: UnguidedDemasker | GuidedDemasker
+    if is_causal(folder):
+        llada, vocabulary = open_causal(folder, dtype, mapped)
+        host = UnguidedDemasker(llada if mapped else llada.to(device))
+        return Opened(AugmentedDemasker(host, None), vocabulary, llada.config.max_sequence_length, None)
     if (folder / INDEX).is_file() and "d_model" in read_json(folder / INDEX):  # a LLaDA checkpoint by itself
         llada, vocabulary = open_demasker(folder, dtype, mapped)
-        host = UnguidedDemasker(llada.to(device))
+        host = UnguidedDemasker(llada if mapped else llada.to(device))
         return Opened(AugmentedDemasker(host, None), vocabulary, llada.config.max_sequence_length, None)
     index = read_index(folder)
     autoencoder = None
