@@ -17,6 +17,7 @@ from crocodil.cadd.demasker import AugmentedDemasker
 from crocodil.cadd.latents import LatentConfig, TokenLatents
 from crocodil.cadd.loss import Objective
 from crocodil.demasker.guided import GuidedDemasker
+from crocodil.demasker.llada import LLaDA, LLaDAConfig
 from crocodil.demasker.loss import Losses
 from crocodil.demasker.masking import MaskingConfig
 from crocodil.demasker.unguided import UnguidedDemasker
@@ -45,10 +46,10 @@ class CaddRecipe(LoopConfig):
     train_encoder: bool = False
     """Of that encoder. Frozen, its denoisers go on fitting."""
     anneal_steps: int = 0
-    """Steps in which the attention of a causal model at `init` is opened; 0 is bidirectional from the first (CADD §5.3)."""
+    """Steps in which the attention of a causal model at `init` is opened (CADD §5.3); 0 is open from the first."""
     tokenizer: str | None = None
-    """A byte-level BPE for a demasker from scratch, folder or hub id, special tokens that it lacks added; without it one is
-    trained on the texts (or has 27 letters, with data.letters)."""
+    """A byte-level BPE for a demasker from scratch, folder or hub id, special tokens that it lacks added. Without it one
+    is trained on the texts, or has 27 letters with data.letters."""
     shape: DemaskerShape = field(default_factory=DemaskerShape)
     images: ImagesConfig | None = None
     """Train on images instead of texts: `images={source: digits}` is a section of its own fields. `unet` is then the
@@ -157,3 +158,13 @@ def _latents(config: CaddRecipe, host: UnguidedDemasker | GuidedDemasker) -> Tok
         return None
     sizes, table_VE = host.llada.config, host.llada.model.transformer.wte.weight
     return TokenLatents(config.latents, sizes.vocab_size, sizes.d_model).initialise(table_VE)
+
+
+def blueprint(config: CaddRecipe, llada: LLaDAConfig) -> Augmented:
+    """The module of `build` for texts without any memory, on the meta device, for a demasker of this config."""
+    with torch.device("meta"):
+        host = UnguidedDemasker(LLaDA(llada))
+        latents = None
+        if config.latents is not None:
+            latents = TokenLatents(config.latents, llada.vocab_size, llada.d_model)
+    return Augmented(AugmentedDemasker(host, latents, config.objective))
