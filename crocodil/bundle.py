@@ -453,11 +453,8 @@ def open_augmented(
     """
     folder = resolve(name)
     host: UnguidedDemasker | GuidedDemasker
-    if is_causal(folder):
-        llada, vocabulary = open_causal(folder, dtype, mapped)
-        host = UnguidedDemasker(llada if mapped else llada.to(device))
-        return Opened(AugmentedDemasker(host, None), vocabulary, llada.config.max_sequence_length, None)
-    if (folder / INDEX).is_file() and "d_model" in read_json(folder / INDEX):  # a LLaDA checkpoint by itself
+    is_llada = (folder / INDEX).is_file() and "d_model" in read_json(folder / INDEX)
+    if is_llada or is_causal(folder):  # by itself, without an index of ours
         llada, vocabulary = open_demasker(folder, dtype, mapped)
         host = UnguidedDemasker(llada if mapped else llada.to(device))
         return Opened(AugmentedDemasker(host, None), vocabulary, llada.config.max_sequence_length, None)
@@ -542,7 +539,7 @@ def assemble(
 def open_demasker(
     path: str | Path, dtype: torch.dtype | None = torch.float32, mapped: bool = False
 ) -> tuple[LLaDA, Vocabulary]:
-    """An unguided demasker: an export of train_base.py, or a LLaDA checkpoint folder with its tokenizer.
+    """An unguided demasker: an export of train_base.py, a LLaDA checkpoint folder with its tokenizer, or a causal model.
 
     Args:
         mapped: see `load_llada`.
@@ -551,6 +548,8 @@ def open_demasker(
     if (folder / "demasker").is_dir():
         llada = load_llada(folder / "demasker", dtype, mapped=mapped)
         return llada, _vocabulary(folder, read_index(folder), llada)
+    if is_causal(folder):
+        return open_causal(folder, dtype, mapped)
     llada = load_llada(folder, dtype, mapped=mapped)
     config = llada.config
     return llada, Vocabulary.load(

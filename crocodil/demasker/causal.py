@@ -19,7 +19,7 @@ from transformers import LlamaConfig, Qwen2Config
 
 from crocodil.demasker.llada import LLaDA, LLaDAConfig
 from crocodil.demasker.masking import MaskedTexts
-from crocodil.demasker.weights import _account
+from crocodil.demasker.weights import account
 from crocodil.errors import CrocodilError
 from crocodil.shards import checkpoint_folder, list_tensors, map_tensors, read_json, read_tensors
 from crocodil.text.vocabulary import Vocabulary
@@ -89,7 +89,7 @@ def open_causal(
                 "tie_word_embeddings to false"
             )
         del stored[_HEAD]
-    _account(wanted, stored, folder)
+    account(wanted, stored, folder)
     tensors = map_tensors(folder, stored) if mapped else read_tensors(folder, stored, dtype, "cpu")
     for name in matrices:
         tensors[name] = _with_rows(tensors[name], vocabulary)

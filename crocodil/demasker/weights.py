@@ -73,7 +73,7 @@ def load_llada(
                 "set weight_tying to false"
             )
         del stored[_HEAD]
-    _account({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, stored, folder)
+    account({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, stored, folder)
     tensors = map_tensors(folder, stored) if mapped else read_tensors(folder, stored, dtype, device)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model
@@ -114,7 +114,7 @@ def save_llada(
         fsync(folder / "config.json")
 
 
-def _account(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor], folder: Path) -> None:
+def account(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor], folder: Path) -> None:
     """Every tensor that the network has, with its shape, and no other."""
     missing, extra = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if _TABLE in missing:
