@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor
 
-from crocodil.cadd.loss import Estimate
-from crocodil.cadd.sampler import LatentSpace, Reveal, sample
+from crocodil.cadd.sampler import Guess, LatentSpace, Reveal, sample
 from crocodil.canvas import Canvas, Template, lay_out
 from crocodil.clock import Clock
 from crocodil.denoiser.schedule import add_noise, signal, times
@@ -155,7 +154,7 @@ def generate(
             more than there are positions, and there are no blocks.
         draws: chains of latents for each text, of a model that was trained with latents (train_cadd.py): 1 for `cadd` if
             left out, none for the others. 0 leaves the latents out; with registers, both guide.
-        estimate: what latents move towards, `hard` or `soft` (CADD Eq. 21).
+        estimate: what latents move towards: `hard` or `soft` (CADD Eq. 21), or the latent of a `drawn` token.
         stochastic: draw latents from their posterior, or move them straight.
         corrector: share of a step that is gone too far and taken back (`cadd.sampler`).
         seed: text i of the n is that of seed + i, whatever else is in its batch.
@@ -416,10 +415,8 @@ def _check_chain(model: Model, settings: _Settings) -> None:
             f"{model.name} was not trained with token latents, which cadd and draws ask for: train one with "
             "recipes/train_cadd.py, or take bundled/cadd"
         )
-    if settings.estimate not in get_args(Estimate):
-        raise CrocodilError(
-            f"estimate = {settings.estimate!r}: choose one of {', '.join(get_args(Estimate))}"
-        )
+    if settings.estimate not in get_args(Guess):
+        raise CrocodilError(f"estimate = {settings.estimate!r}: choose one of {', '.join(get_args(Guess))}")
     if not settings.chained:
         return
     if settings.remasking not in get_args(Reveal):

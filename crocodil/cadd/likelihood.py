@@ -114,6 +114,10 @@ def bound(
         raise CrocodilError(
             "latents that go straight to ẑ₀ have no density, so no bound: take stochastic ones"
         )
+    if latents is not None and latents.estimate == "drawn":
+        raise CrocodilError(
+            "latents that go to a drawn token's have a mixture for a density, and no bound of this form: take soft ones"
+        )
 
     def forward(n: int, u: float, generator: torch.Generator) -> _Look:
         step = min(int(u * steps), steps - 1)
@@ -204,6 +208,7 @@ def _mean(
         sums_2B[0].index_add_(0, text_R, entropy_R * weights_2B[0, text_R])
         if latents is not None and table_VE is not None and bool(weights_2B[1].any()):
             rows = len(table_of(latents, log_pi_RV))
+            assert latents.estimate != "drawn"  # `bound` refuses it, and nobody else has continuous terms
             guess_RE = estimate(log_pi_RV, table_VE[:rows], latents.estimate)
             squared_R = latents.draws * (table_VE[targets_R] - guess_RE).square().sum(dim=1).double()
             sums_2B[1].index_add_(0, text_R, squared_R * weights_2B[1, text_R])

@@ -27,7 +27,7 @@ from crocodil.cadd.forward import (
     signal,
     transition,
 )
-from crocodil.cadd.loss import Estimate, estimate
+from crocodil.cadd.loss import estimate
 from crocodil.errors import CrocodilError
 from crocodil.sampler.demask import Demasked, Step
 from crocodil.sampler.reveal import choose, draw
@@ -40,6 +40,11 @@ Reveal = Literal["ancestral", "random", "low_confidence", "entropy"]
 as many visible as that does on average: any, the likeliest, or those whose predictions have the least entropy (App. B.2,
 code)."""
 
+Guess = Literal["hard", "soft", "drawn"]
+"""What latents of tokens that stay masked move towards. `hard`, `soft`: ẑ₀ of Eq. 21, the latent of the likeliest token
+or the mean latent. `drawn` (ours): the latent of a token drawn from the prediction, which is the reverse step of Eq. 12
+itself, a mixture over tokens."""
+
 
 @dataclass(frozen=True)
 class LatentSpace:
@@ -51,7 +56,7 @@ class LatentSpace:
     draws: int = 1
     """K chains of latents for each text, noised independently, whose predictions are averaged (Eq. 5). Each costs one
     evaluation of the network in every step."""
-    estimate: Estimate = "hard"
+    estimate: Guess = "hard"
     stochastic: bool = True
     """Draw latents from their posterior; otherwise they go straight to ẑ₀ (`forward.posterior`)."""
 
@@ -59,8 +64,8 @@ class LatentSpace:
         check_schedule(self.schedule)
         if self.draws < 1:
             raise CrocodilError(f"draws = {self.draws}: at least one chain of latents is needed")
-        if self.estimate not in get_args(Estimate):
-            raise CrocodilError(f"estimate = {self.estimate!r}: choose {' or '.join(get_args(Estimate))}")
+        if self.estimate not in get_args(Guess):
+            raise CrocodilError(f"estimate = {self.estimate!r}: choose one of {', '.join(get_args(Guess))}")
 
 
 @torch.no_grad()
@@ -87,7 +92,7 @@ def sample(
         mask_id: the mask token. It is never predicted.
         generators: one per row, on the CPU: a row's text does not depend on its neighbours.
         latents: None for plain masked diffusion.
-        temperature: of the draws of tokens, a number or a function of t; 0 takes the likeliest. Estimates ẑ₀ are at 1.
+        temperature: of the draws of tokens, a number or a function of t; 0 takes the likeliest. Soft ẑ₀ are at 1.
         corrector: each step goes this share of itself too far and comes back by the forward process, so that tokens can
             be taken back (Gat et al. 2024). 0 for never.
         on_step: called after every step.
@@ -137,7 +142,7 @@ def sample(
 
             # 3. Move the latents.
             if chains is not None and noise_KBNE is not None:
-                chains.back(ids_BN, ids_BN == mask_id, at, log_pi_RV, noise_KBNE, s_far, t)
+                chains.back(ids_BN, ids_BN == mask_id, at, log_pi_RV, drawn.ids_R, noise_KBNE, s_far, t)
 
         # 4. Come back, where the step went too far.
         if s_far < s:
@@ -170,6 +175,7 @@ class _Chains:
         is_masked_BN: Tensor,
         at: tuple[Tensor, Tensor],
         log_pi_RV: Tensor,
+        drawn_R: Tensor,
         noise_KBNE: Tensor,
         s: float,
         t: float,
@@ -177,10 +183,14 @@ class _Chains:
         """From t to s: to the latent of the token where one is visible now, else along the posterior to ẑ₀ (Eq. 16).
 
         Args:
-            at: what was masked at t, whose predictions are `log_pi_RV`.
+            at: what was masked at t, whose predictions are `log_pi_RV`, and `drawn_R` a token drawn from each.
         """
-        to = posterior(s, t, self.space.schedule, self.space.stochastic)
-        estimate_RE = estimate(log_pi_RV, table_of(self.space, log_pi_RV), self.space.estimate)
+        to, table_VE = (
+            posterior(s, t, self.space.schedule, self.space.stochastic),
+            table_of(self.space, log_pi_RV),
+        )
+        how = self.space.estimate
+        estimate_RE = table_VE[drawn_R] if how == "drawn" else estimate(log_pi_RV, table_VE, how)
         z_KRE = (
             to.keep * self.z_KBNE[:, at[0], at[1]]
             + to.take * estimate_RE

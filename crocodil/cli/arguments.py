@@ -170,9 +170,10 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     one.add_argument(
         "--estimate",
-        choices=("hard", "soft"),
+        choices=("hard", "soft", "drawn"),
         default="hard",
-        help="what token latents move towards: the likeliest token's (hard, default) or the mean (soft)",
+        help="what token latents move towards: the likeliest token's (hard, default), the mean (soft), or a drawn "
+        "token's",
     )
     one.add_argument(
         "--corrector",

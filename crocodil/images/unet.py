@@ -208,15 +208,15 @@ class PixelDemasker(nn.Module):
         )
         return per_text(found, is_masked.flatten(), lengths)
 
-    def logits(self, ids_BN: Tensor, rows_BN: Tensor, z_BNE: Tensor | None, t: float) -> Tensor:
+    def logits(self, ids_BN: Tensor, rows_BN: Tensor, z_BNE: Tensor | None, t: float | Tensor) -> Tensor:
         """Logits (R, V) at the R pixels where `rows_BN` is True, in row-major order: a `Predict` of the sampler.
 
         Args:
             ids_BN: levels, masked ones already replaced by the mask token.
             z_BNE: latents, clean under visible pixels; None where the demasker has none.
-            t: masking level.
+            t: masking level, of all images or of each, (B,).
         """
-        t_B = torch.full((len(ids_BN),), t, device=ids_BN.device)
+        t_B = torch.as_tensor(t, dtype=torch.float32, device=ids_BN.device).expand(len(ids_BN))
         tokens_BNE = self.table(ids_BN)
         if self.latents is not None:
             assert z_BNE is not None

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from crocodil.bundle import resolve
 from crocodil.cadd.latents import LatentConfig, TokenLatents
-from crocodil.cadd.loss import Estimate
-from crocodil.cadd.sampler import LatentSpace, Reveal, sample
+from crocodil.cadd.sampler import Guess, LatentSpace, Reveal, sample
 from crocodil.errors import CrocodilError, require_whole
 from crocodil.images.data import PixelSpace
 from crocodil.images.unet import PixelDemasker, UNetShape
@@ -112,7 +111,7 @@ def generate_images(
     *,
     nfe: int = 64,
     draws: int = 1,
-    estimate: Estimate = "hard",
+    estimate: Guess = "hard",
     reveal: Reveal = "ancestral",
     temperature: float | Callable[[float], float] = 1.0,
     corrector: float = 0.0,

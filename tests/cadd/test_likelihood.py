@@ -442,6 +442,7 @@ def unreachable(*_: Any) -> torch.Tensor:
         ({"generators": [torch.Generator()]}, "1 generators for 2 texts"),
         ({"steps": 0}, "steps = 0: at least one"),
         ({"latents": space(1, stochastic=False)}, "no density, so no bound: take stochastic ones"),
+        ({"latents": space(1, estimate="drawn")}, "no bound of this form: take soft ones"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused_before_any_evaluation(

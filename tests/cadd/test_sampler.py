@@ -11,7 +11,7 @@ import torch
 
 from crocodil.cadd.forward import Schedule, flip
 from crocodil.cadd.loss import Estimate
-from crocodil.cadd.sampler import LatentSpace, Predict, Reveal, cosine_temperature, sample
+from crocodil.cadd.sampler import Guess, LatentSpace, Predict, Reveal, cosine_temperature, sample
 from crocodil.errors import CrocodilError
 from crocodil.sampler.demask import Step
 
@@ -84,7 +84,7 @@ def test_an_oracle_writes_the_exact_text_whatever_else(reveal: Reveal, schedule:
     wanted = text(2, 12)
     spaces: list[LatentSpace | None] = [None]
     for draws in (1, 3):
-        for estimate in ("hard", "soft"):
+        for estimate in ("hard", "soft", "drawn"):
             for stochastic in (True, False):
                 spaces.append(space(schedule=schedule, draws=draws, estimate=estimate, stochastic=stochastic))
     for latents in spaces:
@@ -212,8 +212,11 @@ def test_an_exact_predictor_without_latents_gives_the_distribution_itself(correc
 
 @pytest.mark.parametrize("schedule", ["flow", "vp"])
 @pytest.mark.parametrize("corrector", [0.0, 1.0])
-def test_an_exact_predictor_with_latents_gives_it_too(corrector: float, schedule: Schedule) -> None:
-    """Of Bayes' predictions, soft estimates in many small steps are the chain's own reverse."""
+@pytest.mark.parametrize("estimate", ["soft", "drawn"])
+def test_an_exact_predictor_with_latents_gives_it_too(
+    estimate: Guess, corrector: float, schedule: Schedule
+) -> None:
+    """Of Bayes' predictions, soft and drawn estimates in many small steps are the chain's own reverse."""
     rows = table(3, 2, norm=1.5)
     found = sample(
         exact(rows, schedule),
@@ -221,7 +224,7 @@ def test_an_exact_predictor_with_latents_gives_it_too(corrector: float, schedule
         3,
         steps=40,
         generators=seeded(0),
-        latents=LatentSpace(rows, schedule, estimate="soft"),
+        latents=LatentSpace(rows, schedule, estimate=estimate),
         corrector=corrector,
     )
     assert variation(found.ids) < 0.025
@@ -229,7 +232,7 @@ def test_an_exact_predictor_with_latents_gives_it_too(corrector: float, schedule
 
 def test_a_row_s_text_depends_neither_on_its_neighbours_nor_on_their_number() -> None:
     given = torch.cat([holes(text(3, 10)), masks(1, 10), holes(text(1, 10), 0.15)])
-    for latents in (None, space(draws=2), space(estimate="soft")):
+    for latents in (None, space(draws=2), space(estimate="soft"), space(estimate="drawn")):
         for corrector in (0.0, 0.7):
             for reveal in REVEALS:
                 whole, part, alone = (
@@ -577,7 +580,7 @@ def test_numbers_that_do_not_fit_are_refused_before_any_evaluation(
     ("changes", "message"),
     [
         ({"draws": 0}, "draws = 0: at least one chain"),
-        ({"estimate": "mean"}, "estimate = 'mean': choose hard or soft"),
+        ({"estimate": "mean"}, "estimate = 'mean': choose one of hard, soft, drawn"),
         ({"schedule": "cosine"}, "schedule 'cosine' is not one of flow, vp"),
     ],
 )
