@@ -47,6 +47,7 @@ from crocodil.errors import CrocodilError, require_number, require_whole
 from crocodil.registers.geometry import RegisterNoise
 from crocodil.shards import read_json, read_matching, write_file
 from crocodil.text.vocabulary import Vocabulary
+from crocodil.training.limits import LEAST_WINDOW
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -67,6 +68,9 @@ _KNOWN = {
     "qalora_group_size",
 }  # fmt: skip
 _WHOLE = re.compile(r"demasker\.(boundaries|projection\.weight)|encoder\.(suffix|norm\.(weight|bias))")
+_MOST_ALPHA = torch.finfo(torch.float32).max
+_MOST_WINDOW = 1 << 20
+"""Tokens; a folder that says more is damaged."""
 _THREADS = 4
 
 
@@ -86,7 +90,7 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         require_whole("lora.rank", self.rank, 1)
-        require_number("lora.alpha", self.alpha, 0)
+        require_number("lora.alpha", self.alpha, 0, _MOST_ALPHA)
         require_number("lora.dropout", self.dropout, 0)
         if not self.alpha > 0 or not self.dropout < 1:
             raise CrocodilError(
@@ -143,7 +147,7 @@ def inject(
         dtype: of what is left as it is; None keeps it. What trains is float32.
 
     Raises:
-        CrocodilError: PEFT is missing, or there are adapters already.
+        CrocodilError: PEFT is missing, there are adapters already, or they would be larger than what they adapt.
     """
     peft = _peft()
     with torch.random.fork_rng(devices=[]):
@@ -158,11 +162,25 @@ def inject(
                     lora_dropout=settings.dropout,
                     target_modules=f"{_BLOCKS[part]}({'|'.join(maps)})",
                 )
+                layers = _adapted(backbone, config.target_modules)
+                shapes = {f"{part}.{name}": (m.out_features, m.in_features) for name, m in layers.items()}
+                check_rank(settings.rank, shapes)
                 peft.inject_adapter_in_model(config, backbone, ADAPTER)
     for name, parameter in autoencoder.named_parameters():
         learns = trainable(name)
         parameter.requires_grad_(learns)
         parameter.data = parameter.data.to(torch.float32 if learns else dtype or parameter.dtype)
+
+
+def check_rank(rank: int, maps: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse a product that is no thinner than a map it would stand beside: by name, the map's outputs and inputs."""
+    narrowest = min(maps, key=lambda name: min(maps[name]))
+    outputs, inputs = maps[narrowest]
+    if rank > min(outputs, inputs):
+        raise CrocodilError(
+            f"lora.rank is {rank}, which makes nothing smaller: {narrowest} maps {inputs} numbers to {outputs}; give at "
+            f"most {min(outputs, inputs)}, or leave that map out of lora"
+        )
 
 
 def trainable(name: str) -> bool:
@@ -186,17 +204,27 @@ def base_of(
     Raises:
         CrocodilError: neither, or a part without an origin, which nobody could merge adapters into again.
     """
+    require_base(model, demasker, encoder)
+    fingerprint = fingerprint_of(autoencoder)
+    if model is not None:
+        return Base(fingerprint, pinned(model))
+    assert demasker is not None and encoder is not None
+    return Base(fingerprint, None, pinned(demasker), pinned(encoder))
+
+
+def require_base(model: str | None, demasker: str | None, encoder: str | None) -> None:
+    """Refuse a part without an origin, which nobody could merge adapters into again."""
     if model is None and (demasker is None or encoder is None):
         raise CrocodilError(
             "lora: adapters are merged into the weights they were trained on, and an encoder from scratch is in no "
             "file; give encoder= or start="
         )
+
+
+def fingerprint_of(autoencoder: Autoencoder) -> str:
+    """Of every weight under adapters, as `Base` has it; it reads them all."""
     backbones = _backbones(autoencoder)
-    fingerprint = _fingerprint(backbones["demasker"], backbones["encoder"])
-    if model is not None:
-        return Base(fingerprint, pinned(model))
-    assert demasker is not None and encoder is not None
-    return Base(fingerprint, None, pinned(demasker), pinned(encoder))
+    return _fingerprint(backbones["demasker"], backbones["encoder"])
 
 
 def save_adapters(
@@ -290,6 +318,15 @@ def read_adapters(name: str | Path) -> Adapters:
         raise CrocodilError(
             f"{file}: adapted is {adapted!r}, not some of {', '.join(PARTS)}; copy the adapters again"
         )
+    for part in PARTS:
+        if part not in adapted and (beside := folder / part / CONFIG).exists():
+            raise CrocodilError(
+                f"{file}: adapted is {adapted!r}, but there is {beside} too; copy the adapters again"
+            )
+    if not LEAST_WINDOW <= index.window <= _MOST_WINDOW:
+        raise CrocodilError(
+            f"{file}: window is {index.window}, not {LEAST_WINDOW} to {_MOST_WINDOW:,} tokens; copy the adapters again"
+        )
     return Adapters(folder, index, base, tuple(adapted))
 
 
@@ -376,15 +413,12 @@ def _merge_stored(folder: Path, backbone: nn.Module, blocks: str) -> None:
             f"{file}: {odd[0]} is {config.get(odd[0])!r}, a LoRA that crocodil does not merge; take a plain one"
         )
     written = isinstance(targets, str) and re.fullmatch(re.escape(blocks) + r"\([a-z_|]+\)", targets)
-    if not written or type(rank) is not int or not 1 <= rank < 2**31 or type(alpha) not in (int, float):
+    some = type(alpha) in (int, float) and 0 < alpha <= _MOST_ALPHA  # type: ignore[operator]
+    if not written or type(rank) is not int or not 1 <= rank < 2**31 or not some:
         raise CrocodilError(
             f"{file}: r, lora_alpha or target_modules is not as crocodil writes it; copy the adapters again"
         )
-    layers = {
-        name: module
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and re.fullmatch(str(targets), name)
-    }
+    layers = _adapted(backbone, str(targets))
     wanted = {}
     for name, layer in layers.items():
         wanted[f"{PREFIX}{name}.lora_A.weight"] = torch.empty(rank, layer.in_features, device="meta")
@@ -393,6 +427,19 @@ def _merge_stored(folder: Path, backbone: nn.Module, blocks: str) -> None:
     for name, layer in layers.items():
         A, B = (tensors[f"{PREFIX}{name}.lora_{factor}.weight"] for factor in "AB")
         _add(layer.weight, A, B, alpha / rank)  # type: ignore[operator]
+        if not layer.weight.isfinite().all():
+            raise CrocodilError(
+                f"{file}: lora_alpha is {alpha}, with which {name} is no number any more; copy the adapters again"
+            )
+
+
+def _adapted(backbone: nn.Module, targets: str) -> dict[str, nn.Linear]:
+    """The linear maps that an expression names."""
+    return {
+        name: module
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and re.fullmatch(targets, name)
+    }
 
 
 @torch.no_grad()

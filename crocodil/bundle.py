@@ -163,7 +163,13 @@ def save_unguided(
 
     Args:
         latents, trained: see `save_autoencoder`.
+
+    Raises:
+        CrocodilError: see `check_values`.
     """
+    check_values(llada, dtype)
+    if latents is not None:
+        check_values(latents, dtype)
     save_llada(llada, folder / "demasker", dtype=dtype)
     vocabulary.save(folder / "tokenizer")
     _save_latents(folder, latents, dtype)
@@ -190,7 +196,13 @@ def save_autoencoder(
         dtype: of the weights on disk; None keeps the model's.
         trained: how it was made, for the record: written to training.json.
         latents: those that its demasker sees beside the registers.
+
+    Raises:
+        CrocodilError: see `check_values`.
     """
+    check_values(autoencoder, dtype)
+    if latents is not None:
+        check_values(latents, dtype)
     save_llada(autoencoder.demasker.llada, folder / "demasker", dtype=dtype)
     _save_encoder(autoencoder.encoder, folder / "encoder", vocabulary, window, dtype)
     save_registers(folder, autoencoder, dtype)
@@ -199,6 +211,27 @@ def save_autoencoder(
     _save_record(folder, trained)
     (folder / "README.md").write_text(_card(autoencoder, vocabulary, window, trained or {}), encoding="utf-8")
     write_json(folder / INDEX, _described(index_of("autoencoder", autoencoder, vocabulary, window), latents))
+
+
+def check_values(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Refuse weights that nobody could load: no numbers, or none in the dtype they are written in.
+
+    Args:
+        dtype: on disk; None keeps the module's.
+
+    Raises:
+        CrocodilError: it names the first such parameter.
+    """
+    for name, tensor in module.named_parameters():
+        kept = tensor.to(dtype or tensor.dtype)
+        if kept.isfinite().all():
+            continue
+        if kept.dtype == torch.float16 and not kept.isnan().any():  # it ends at 65,504
+            raise CrocodilError(f"{name} has values that float16 does not hold; take bfloat16 or float32")
+        raise CrocodilError(
+            f"{name} has values that are no numbers: the training has diverged, and nothing is exported; go on from an "
+            "earlier checkpoint with a lower optimiser.lr"
+        )
 
 
 def _save_record(folder: Path, trained: Mapping[str, Any] | None) -> None:
@@ -312,7 +345,7 @@ Trained from LLaDA's weights, it inherits their licence (MIT).
 def _card(autoencoder: Autoencoder, vocabulary: Vocabulary, window: int, trained: Mapping[str, Any]) -> str:
     """A model card: what it is, how it was made, how to use it. What it reaches is for whoever measured it to add."""
     encoder, demasker = autoencoder.encoder, autoencoder.demasker
-    sizes = demasker.llada.config
+    sizes, layers = demasker.llada.config, encoder.backbone.config.num_hidden_layers
     how = _how(trained)
     if "adapters" in trained:
         origin = trained["adapters"]
@@ -332,7 +365,7 @@ by guided masked diffusion (CRoCoDiL).
 
 | | |
 | --- | --- |
-| encoder | Qwen3, {encoder.backbone.config.num_hidden_layers} layers, width {encoder.D}, {_millions(encoder)} parameters |
+| encoder | Qwen3, {layers} layers, width {encoder.D}, {_millions(encoder)} parameters |
 | demasker | LLaDA, {sizes.n_layers} layers, width {sizes.d_model}, {_millions(demasker)} parameters |
 | vocabulary | {vocabulary.size:,} tokens, fingerprint `{vocabulary.fingerprint}` |
 | window | {window} tokens |

@@ -15,11 +15,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from crocodil.adapters import base_folder, inject, load_adapted, merge, read_adapters, trainable
+from crocodil.adapters import (
+    base_folder,
+    fingerprint_of,
+    inject,
+    load_adapted,
+    merge,
+    read_adapters,
+    trainable,
+)
 from crocodil.autoencoder import Autoencoder
 from crocodil.bundle import (
     DTYPES,
     INDEX,
+    check_values,
     open_augmented,
     read_index,
     resolve,
@@ -34,7 +43,9 @@ from crocodil.shards import SHARD_BYTES, list_tensors, read_json
 from crocodil.text.vocabulary import Vocabulary
 from crocodil.training.checkpoints import checkpoint_step, latest, publishing, require_complete
 from crocodil.training.config import load_config
-from crocodil.training.state import open_tensors
+from crocodil.training.engine import STATE
+from crocodil.training.start import check_origin
+from crocodil.training.state import load_values, open_tensors
 
 CONFIG = "config.yaml"
 _OF_DENOISER = ("config.json", "training.json", "*.safetensors", "*.safetensors.index.json", "README.md")
@@ -117,13 +128,13 @@ def export(
         raise CrocodilError(f"dtype = {dtype!r}: it is one of {', '.join(DTYPES)}")
     opened = _open(source, dtype, llada, average, base)
     module, kind = opened.module, DTYPES[opened.dtype]
-    if kind == torch.float16:
-        _check_range(module)
     same = isinstance(module, Autoencoder) and _is_exact(module.encoder, kind)
     kept, left = (opened.denoisers, []) if same and not llada else ([], opened.denoisers)
-    with publishing(out.parent, out.name, replace=replace) as folder:
+    # a folder that is not there yet is not to be made for the sake of the `..` behind it
+    with publishing(out.parent.resolve(), out.name, replace=replace) as folder:
         if llada:
             demasker = module if isinstance(module, LLaDA) else module.demasker.llada
+            check_values(demasker, kind)
             save_llada(demasker, folder, shard_bytes, kind)
             opened.vocabulary.save(folder)
         elif isinstance(module, LLaDA):
@@ -196,7 +207,7 @@ def _open_adapters(folder: Path, dtype: str | None, base: str | Path | None) -> 
 
 def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool | None) -> _Opened:
     """A checkpoint of train_demasker.py; every file of it is verified first, and every tensor accounted for."""
-    from crocodil.joint import DemaskerRecipe, as_built, build
+    from crocodil.joint import DemaskerRecipe, as_built, build, origin
 
     try:
         config = load_config(DemaskerRecipe, str(run / CONFIG))
@@ -217,6 +228,11 @@ def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool |
         raise CrocodilError(f"{folder} has no average of weights (ema was 0); leave --average out")
     averaged = has_average if average is None else average
     module, vocabulary = build(config, mapped=True)  # of its weights only those under adapters stay
+    before = load_values(folder, STATE.format(rank=0)).get("origin", {})
+    now = origin(module, vocabulary)
+    if config.lora is not None and "base" in before:
+        now["base"] = fingerprint_of(module)
+    check_origin(folder, before, now)
     record = as_built(config, module)
     name = dtype or config.export_dtype
     if config.lora is not None:
@@ -287,10 +303,3 @@ def _copy_denoiser(folder: Path, out: Path) -> None:
 def _is_exact(module: nn.Module, kind: torch.dtype) -> bool:
     """Whether no weight changes on its way into this dtype."""
     return all(torch.equal(tensor, tensor.to(kind).to(tensor.dtype)) for tensor in module.parameters())
-
-
-def _check_range(module: nn.Module) -> None:
-    """float16 ends at 65,504; beyond it there is only infinity."""
-    for name, tensor in module.named_parameters():
-        if tensor.abs().max() > torch.finfo(torch.float16).max:
-            raise CrocodilError(f"{name} has values that float16 does not hold; take bfloat16 or float32")

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
-from crocodil.adapters import LoraSettings
+from crocodil.adapters import Base, LoraSettings, require_base
 from crocodil.autoencoder import Autoencoder, Corruption
-from crocodil.bundle import load_autoencoder, open_demasker, resolve
+from crocodil.bundle import SHAPE, load_autoencoder, open_demasker, resolve
 from crocodil.demasker.guided import GuideConfig, GuidedDemasker, Layout
 from crocodil.demasker.llada import LLaDA, LLaDAConfig
-from crocodil.errors import CrocodilError
+from crocodil.errors import CrocodilError, require_whole
 from crocodil.registers.encoder import RegisterEncoder, Scale, fresh_encoder
 from crocodil.registers.geometry import check_count
 from crocodil.registers.released import open_encoder
@@ -26,6 +26,9 @@ from crocodil.text.data import DataConfig
 from crocodil.text.vocabulary import Vocabulary
 from crocodil.training.limits import check_rows, require_at_least
 from crocodil.training.loop import LoopConfig
+
+_NO_MATTER = ("max_sequence_length", "pad_token_id", "carried")
+"""Settings of LLaDA that change nothing of what it computes."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class DemaskerRecipe(LoopConfig):
     distances; the longest window less 1 is a good one. None numbers on after the text, as Qwen3 does."""
     lora: LoraSettings | None = None
     """Train low-rank adapters in place of the matrices of encoder and demasker; suffix embeddings, START, END and P train
-    whole. `lora={rank: 16}` is a section of its own fields; left out, everything trains."""
+    whole. `lora={}` takes the defaults, `lora.rank=16` sets one of its fields; left out, everything trains."""
     data: DataConfig = field(default_factory=DataConfig)
     corruption: Corruption = field(default_factory=Corruption)
     noise_from: int = 0
@@ -108,7 +111,15 @@ class DemaskerRecipe(LoopConfig):
         require_at_least(1, self, "samples", "sample_nfe")
         check_count(self.K)
         if self.suffix_from is not None:
-            require_at_least(1, self, "suffix_from")
+            require_whole("suffix_from", self.suffix_from, 1)
+        if self.grow_to is not None:
+            check_count(self.grow_to)
+            if self.start is None:
+                raise CrocodilError(
+                    "grow_to grows the model at start; a new one has as many registers as K says"
+                )
+        if self.lora is not None:
+            require_base(self.start, self.demasker, self.encoder)
 
 
 def family(name: str) -> str:
@@ -129,8 +140,6 @@ def build(config: DemaskerRecipe, mapped: bool = False) -> tuple[Autoencoder, Vo
         if config.grow_to is not None:
             module.grow(config.grow_to)
         return module, vocabulary
-    if config.grow_to is not None:
-        raise CrocodilError("grow_to grows the model at start; a new one has as many registers as K says")
     llada, vocabulary = open_demasker(config.demasker, None if mapped else torch.float32, mapped)
     llada.allow(max(config.data.lengths))
     if config.encoder is not None:
@@ -161,6 +170,33 @@ def as_built(config: DemaskerRecipe, module: Autoencoder) -> dict[str, Any]:
         "suffix_from": encoder.suffix_from,
     }
     return record | ({"demasker": None, "encoder": None} if config.start is not None else {})
+
+
+def origin(module: Autoencoder, vocabulary: Vocabulary, base: Base | None = None) -> dict[str, Any]:
+    """What decides what a checkpoint's weights compute, and is not in them: a run that goes on, and an export of it, must
+    find the same again.
+
+    Args:
+        base: what lies under adapters, where there are any.
+    """
+    encoder, demasker = module.encoder, module.demasker
+    found = origin_of_demasker(demasker.llada, vocabulary) | {
+        "K": encoder.K,
+        "layout": demasker.config.layout,
+        "local_pairs": list(demasker.local_pairs),
+        "scale": encoder.scale,
+        "suffix_from": encoder.suffix_from,
+    }
+    sizes = encoder.backbone.config
+    found |= {f"encoder.{name}": getattr(sizes, name) for name in SHAPE if name != "rope_parameters"}
+    found["encoder.rope_theta"] = sizes.rope_parameters["rope_theta"]
+    return found | ({} if base is None else {"base": base.fingerprint})
+
+
+def origin_of_demasker(llada: LLaDA, vocabulary: Vocabulary) -> dict[str, Any]:
+    """The same of a demasker alone."""
+    sizes = {f.name: getattr(llada.config, f.name) for f in fields(LLaDAConfig) if f.name not in _NO_MATTER}
+    return {"vocabulary": vocabulary.fingerprint} | {f"demasker.{name}": size for name, size in sizes.items()}
 
 
 def blueprint(config: DemaskerRecipe, llada: LLaDAConfig, encoder: Qwen3Config) -> Autoencoder:

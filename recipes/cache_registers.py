@@ -25,7 +25,7 @@ from crocodil.training.accelerators import accelerator, leave
 from crocodil.training.config import parse_arguments
 from crocodil.training.limits import require_at_least
 from crocodil.training.loop import LoopConfig
-from crocodil.training.ranks import gather
+from crocodil.training.ranks import broadcast, gather
 from crocodil.training.run_lock import run_lock
 
 TRIAL = 64
@@ -108,8 +108,8 @@ def cache(config: CacheRecipe, ranks: Accelerator) -> None:
     writer = CacheWriter(config.out, spec)
     if ranks.is_main_process:
         writer.sweep()
-    gather(None)
-    missing = writer.missing()
+    # one list for all: who looks later sees shards that another has written meanwhile
+    missing = broadcast(writer.missing() if ranks.is_main_process else [])
     if missing and len(missing) < spec.shards:
         say(f"going on: {spec.shards - len(missing):,} shards are there")
     began = time.perf_counter()

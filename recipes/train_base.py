@@ -22,7 +22,7 @@ from crocodil.demasker.masking import MaskedTexts, MaskingConfig
 from crocodil.demasker.unguided import UnguidedDemasker
 from crocodil.errors import one_line_errors
 from crocodil.fresh import DemaskerShape, fresh_demasker
-from crocodil.joint import compile_blocks
+from crocodil.joint import compile_blocks, origin_of_demasker
 from crocodil.metrics.cost import demasker_flops
 from crocodil.metrics.likelihood import score_levels
 from crocodil.text.data import DataConfig, Texts
@@ -44,7 +44,8 @@ from crocodil.training.start import find_start
 
 VALIDATION_LEVELS = (0.1, 0.5, 0.9)
 WEIGHTS = ("start",)
-"""A resumed run has its weights from the checkpoint, so it does not matter where they came from."""
+"""A resumed run has its weights from the checkpoint, so it does not matter where they came from. What else a model
+brings is compared by its origin."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,9 @@ def train(config: BaseRecipe, ranks: Accelerator, resume: str | None) -> None:
         ]
 
     # Engine, and where it goes on.
-    start = find_start(config, resume, windows.tokens.digest, WEIGHTS)
-    with Run(config, ranks, start, windows.tokens.digest) as run:
+    origin = origin_of_demasker(model, vocabulary)
+    start = find_start(config, resume, windows.tokens.digest, WEIGHTS, origin)
+    with Run(config, ranks, start, windows.tokens.digest, origin=origin) as run:
         run.beat(start.step, "building the engine")
         engine = Engine(ranks, UnguidedDemasker(model), config.optimiser, config.steps, ema=config.ema)
         if start.checkpoint is not None:

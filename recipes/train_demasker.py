@@ -23,7 +23,7 @@ from crocodil.bundle import save_autoencoder
 from crocodil.demasker.loss import Losses
 from crocodil.errors import one_line_errors
 from crocodil.export import export
-from crocodil.joint import DemaskerRecipe, as_built, build, compile_blocks, family
+from crocodil.joint import DemaskerRecipe, as_built, build, compile_blocks, family, origin
 from crocodil.metrics.cost import demasker_flops, encoder_flops
 from crocodil.metrics.likelihood import score_levels
 from crocodil.metrics.reconstruction import cer
@@ -39,15 +39,16 @@ from crocodil.training.deal import deal, turns
 from crocodil.training.engine import Engine
 from crocodil.training.limits import check_batch
 from crocodil.training.placement import is_taken_apart
-from crocodil.training.randomness import generator
-from crocodil.training.ranks import gather, rank_and_world, total
+from crocodil.training.randomness import draw_seed, generator
+from crocodil.training.ranks import broadcast, gather, rank_and_world, total
 from crocodil.training.run import Run, require_room
 from crocodil.training.run_lock import run_lock
 from crocodil.training.start import find_start
 
 VALIDATION_LEVELS = (0.5, 1.0)
 WEIGHTS = ("demasker", "encoder", "start")
-"""A resumed run has its weights from the checkpoint, so it does not matter where they came from."""
+"""A resumed run has its weights from the checkpoint, so it does not matter where they came from. What else a model
+brings, and what lies under adapters, is compared by its `origin`."""
 
 
 def main() -> None:
@@ -77,10 +78,11 @@ def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> boo
             base = adapters.base_of(
                 module, model=config.start, demasker=config.demasker, encoder=config.encoder
             )
+        base = broadcast(base)
         narrow = torch.bfloat16 if ranks.mixed_precision == "bf16" else torch.float32
         adapters.inject(module, config.lora, config.seed, narrow)
     is_fixed = (lambda name: not adapters.trainable(name)) if config.lora else (lambda name: False)
-    record = as_built(config, module)
+    record, source = as_built(config, module), origin(module, vocabulary, base)
     llada, K, D = module.demasker.llada, module.encoder.K, module.encoder.D
     llada.recompute = config.recompute
     if config.recompute:
@@ -110,8 +112,8 @@ def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> boo
             for row in rows[ranks.process_index]
         ]
 
-    start = find_start(config, resume, windows.tokens.digest, WEIGHTS)
-    with Run(config, ranks, start, windows.tokens.digest) as run:
+    start = find_start(config, resume, windows.tokens.digest, WEIGHTS, source)
+    with Run(config, ranks, start, windows.tokens.digest, origin=source) as run:
         run.say(f"{len(windows):,} training windows, {len(held_out):,} held out, from step {start.step}")
         stages = [
             (min(config.encoder_steps, config.steps), lambda name: family(name) == "guide"),
@@ -138,6 +140,9 @@ def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> boo
 
             for step, (ids, batches) in ahead(prepare, range(run.start.step, until), config.prefetch):
                 run.beat(step, "forward and backward")
+                if config.lora is not None and config.lora.dropout:
+                    # PEFT draws from the process-wide generator
+                    torch.manual_seed(draw_seed(config.seed, step, ranks.process_index, "dropout"))
                 sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
                 for losses in engine.accumulate(batches, config.batch_size, step, run.guard.ceiling):
                     sums += torch.stack([losses.total.detach(), losses.accuracy_B.sum()])
@@ -169,9 +174,10 @@ def train(config: DemaskerRecipe, ranks: Accelerator, resume: str | None) -> boo
             if until < config.steps:
                 engine.close()
 
-        trained = {"recipe": "train_demasker", "steps": config.steps, "config": record}
+        # run.start: a run that had gone further than `steps` now says has done what it has done
+        trained = {"recipe": "train_demasker", "steps": run.start.step, "config": record}
         window = max(config.data.lengths)
-        if base is None and config.lora is None:
+        if base is None:
             dtype = getattr(torch, config.export_dtype)
             run.export(engine, lambda out, m: save_autoencoder(out, m, vocabulary, window, dtype, trained))
         else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -137,7 +137,7 @@ def train(config: DenoiserRecipe, ranks: Accelerator, resume: str | None) -> Non
 
     # Engine, and where it goes on.
     task = digest_of(source, trained, config)
-    start = find_start(config, resume, task, ("model", "cache", "start", "data."))
+    start = find_start(config, resume, task, may_change(config))
     validation = validation_batches(held_out, model, trained, config)
     engine = Engine(ranks, DenoiserLoss(trained.denoiser), config.optimiser, config.steps, ema=config.ema)
     if start.checkpoint is not None:
@@ -193,7 +193,7 @@ def train(config: DenoiserRecipe, ranks: Accelerator, resume: str | None) -> Non
 
         def write(directory: Path, module: DenoiserLoss) -> None:
             said = asdict(config) | ({"preset": None} if config.start is not None else {})
-            record = {"recipe": "train_denoiser", "steps": config.steps, "config": said}
+            record = {"recipe": "train_denoiser", "steps": run.start.step, "config": said}
             whole = replace(trained, denoiser=module.denoiser)
             save_denoiser(directory, whole, getattr(torch, config.export_dtype), record)
 
@@ -231,6 +231,14 @@ def digest_of(source: Cached | OnTheWay, trained: TrainedDenoiser, config: Denoi
     says = [source.digest, trained.encoder, trained.config, trained.largest_offset]
     says += [config.seed, config.batch_size, config.nested_dropout]
     return hashlib.blake2b(repr(says).encode(), digest_size=8).hexdigest()
+
+
+def may_change(config: DenoiserRecipe) -> tuple[str, ...]:
+    """Fields that the digest answers for. Of `data` it knows the texts; without a cache it is the training that cuts them
+    into windows."""
+    cuts = {"lengths", "short_fraction"} if config.cache is None else set()
+    data = [f"data.{one.name}" for one in fields(DataConfig) if one.name not in cuts]
+    return ("model", "cache", "start", *data)
 
 
 class Cached:

@@ -209,7 +209,7 @@ def train(config: JudgeRecipe, ranks: Accelerator, resume: str | None) -> None:
 
         def write(directory: Path, module: Judge) -> None:
             held_out = values or validate(module, validation, vocabulary)  # resumed when it was done
-            made = {"recipe": "train_judge", "steps": config.steps, "config": asdict(config)}
+            made = {"recipe": "train_judge", "steps": run.start.step, "config": asdict(config)}
             found = {"corpus": corpus, "vocabulary": vocabulary.fingerprint, "held_out": held_out}
             save_judge(directory, module.model, vocabulary, config.export_dtype, made | found)
 

@@ -145,6 +145,7 @@ def test_a_part_may_be_left_without_adapters(
     [
         ({"rank": 0}, "lora.rank must be a whole number from 1"),
         ({"alpha": 0.0}, "alpha 0.0 must be above 0"),
+        ({"alpha": 1e39}, "lora.alpha must be a number, from 0 to 3.4"),
         ({"dropout": 1.0}, "dropout 1.0 must be below 1"),
         ({"demasker": ("q_prj",)}, "lora.demasker: no linear map 'q_prj' inside a block; there are q_proj, "),
         ({"encoder": ("ff_out",)}, "lora.encoder: no linear map 'ff_out'"),
@@ -157,9 +158,22 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
 
 
 def test_settings_come_out_of_a_configuration() -> None:
-    config = load_config(DemaskerRecipe, None, ["lora.rank=4", "lora.encoder=q_proj,v_proj"])
+    config = load_config(DemaskerRecipe, None, ["start=bundled", "lora.rank=4", "lora.encoder=q_proj,v_proj"])
     assert config.lora == LoraSettings(rank=4, encoder=("q_proj", "v_proj"))
+    assert load_config(DemaskerRecipe, None, ["start=bundled", "lora={}"]).lora == LoraSettings()
     assert load_config(DemaskerRecipe, None).lora is None
+
+
+@pytest.mark.parametrize("rank", [13, 2**31 - 1])
+def test_a_product_that_is_larger_than_its_map_is_refused(rank: int, make_autoencoder: Make) -> None:
+    autoencoder = make_autoencoder()
+    before = dict(autoencoder.named_parameters()).keys()
+    with pytest.raises(
+        CrocodilError,
+        match=rf"lora.rank is {rank}, .*encoder\.layers\.0\.self_attn\.k_proj maps 24 numbers to 12; .* most 12",
+    ):
+        inject(autoencoder, LoraSettings(rank=rank, demasker=()), seed=0)
+    assert dict(autoencoder.named_parameters()).keys() == before
 
 
 def test_adapters_are_put_in_once(adapted: Autoencoder) -> None:
@@ -390,6 +404,9 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a base of the wrong kind": (edit("config.json", base={"fingerprint": 3}), "base or adapted is not"),
     "nothing adapted": (edit("config.json", adapted=[]), "adapted is .., not some of"),
+    "a part left out": (edit("config.json", adapted=["demasker"]), "but there is .*encoder/adapter_config.json too"),
+    "no window": (edit("config.json", window=2), "window is 2, not 3 to 1,048,576 tokens"),
+    "an endless window": (edit("config.json", window=99_999_999), "window is 99999999, not 3 to"),
     "another part": (edit("config.json", adapted=["denoiser"]), "adapted is .'denoiser'., not some of"),
     "an unknown key": (edit("config.json", x=1), "unknown key 'x'"),
     "another K": (edit("config.json", K=8), "suffix has shape"),
@@ -407,6 +424,17 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "another rank": (edit(CONFIG, r=3), "has shape"),
     "rank is no number": (edit(CONFIG, r="2"), "r, lora_alpha or target_modules is not"),
     "a huge rank": (edit(CONFIG, r=10**30), "r, lora_alpha or target_modules is not"),
+    **{
+        f"alpha {alpha:g}": (edit(CONFIG, lora_alpha=alpha), "r, lora_alpha or target_modules is not")
+        for alpha in (0, -3, 1e39)
+    },
+    "an alpha of 400 digits": (edit(CONFIG, lora_alpha=10**400), "r, lora_alpha or target_modules is not"),
+    "an alpha beyond all weights": (
+        lambda folder: (
+            edit(CONFIG, lora_alpha=3e38)(folder), retensor(WEIGHTS, lambda t: [m.fill_(9.0) for m in t.values()])(folder)
+        ),
+        "lora_alpha is 3e.38, with which .* is no number",
+    ),
     "targets of another's making": (edit(CONFIG, target_modules=["q_proj"]), "target_modules is not"),
     "targets that are not in a block": (edit(CONFIG, target_modules="model.transformer.ff_out"), "is not as crocodil"),
     "fewer targets": (

@@ -24,11 +24,11 @@ from crocodil.demasker.llada import LLaDA
 from crocodil.demasker.weights import load_llada, save_llada
 from crocodil.errors import CrocodilError
 from crocodil.export import export
-from crocodil.joint import DemaskerRecipe
+from crocodil.joint import DemaskerRecipe, origin
 from crocodil.model import load
 from crocodil.shards import list_tensors, load_tensors
 from crocodil.text.data import DataConfig
-from crocodil.text.vocabulary import Vocabulary
+from crocodil.text.vocabulary import Vocabulary, train_bpe
 from crocodil.training.checkpoints import checkpoint_name, damage, publishing
 from crocodil.training.config import save_config
 from crocodil.training.engine import Engine
@@ -187,6 +187,17 @@ def test_what_float16_does_not_hold_is_refused(
     assert sorted(os.listdir(tmp_path)) == ["model"]
 
 
+def test_a_model_of_one_register_fits_float16(
+    make_autoencoder: Make, tiny_vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    """It has no suffix, a tensor of no numbers."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_autoencoder(folder, make_autoencoder(K=1), tiny_vocabulary, 32)
+    export(folder, tmp_path / "out", "float16")
+    assert load(tmp_path / "out", "cpu").K == 1
+
+
 # --- checkpoints ---
 
 
@@ -205,7 +216,13 @@ def shift(module: torch.nn.Module, by: float) -> None:
 
 
 def checkpoint(
-    run: Path, module: Autoencoder, accelerator: Accelerator, start: Path, ema: float = 0.0, **changes: Any
+    run: Path,
+    module: Autoencoder,
+    accelerator: Accelerator,
+    start: Path,
+    ema: float = 0.0,
+    began: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> Path:
     """A checkpoint of step 7, as the engine writes it after one step of a "training" that adds 0.5."""
     config = DemaskerRecipe(
@@ -225,7 +242,8 @@ def checkpoint(
     run.mkdir(exist_ok=True)
     save_config(config, run / "config.yaml")
     with publishing(run, checkpoint_name(7)) as directory:
-        engine.save(directory, {"step": 7, "stage": 0, "corpus": "c"})
+        values = {"step": 7, "stage": 0, "corpus": "c"} | ({} if began is None else {"origin": began})
+        engine.save(directory, values)
     return run / checkpoint_name(7)
 
 
@@ -261,6 +279,7 @@ def test_files_of_many_ranks_are_one_checkpoint(
         for rank in range(3):
             share = {name: tensor for i, (name, tensor) in enumerate(tensors.items()) if i % 3 == rank}
             save_file(share, directory / f"state-{rank:05d}-000.safetensors")
+        shutil.copy(place / "state-00000.json", directory)
     shutil.copy(one / "config.yaml", many)
     for run in (one, many):
         export(run, tmp_path / f"{run.name}-out")
@@ -330,6 +349,58 @@ def test_adapters_on_a_base_that_has_moved(
     assert same(load_llada(tmp_path / "out"), merged.demasker.llada.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize(
+    ("lora", "other", "said"),
+    [
+        (None, "weights", None),
+        (LORA, "weights", "base was [0-9a-f]{16}, is [0-9a-f]{16}"),
+        (None, "suffix", "suffix_from was None, is 31"),
+        (None, "layout", "layout was anchored, is contiguous"),
+        (None, "vocabulary", "vocabulary was [0-9a-f]+, is [0-9a-f]+"),
+    ],
+)
+def test_a_checkpoint_is_written_out_around_the_model_it_began_with_or_not_at_all(
+    lora: LoraSettings | None,
+    other: str,
+    said: str | None,
+    accelerator: Accelerator,
+    make_autoencoder: Make,
+    tiny_vocabulary: Vocabulary,
+    programs: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    """A folder that was replaced in the meantime, by a model of the same shapes. Of weights only those under adapters
+    matter, because all others are in the checkpoint."""
+    start, moved = tmp_path / "start", tmp_path / "moved"
+    start.mkdir()
+    save_autoencoder(start, make_autoencoder(), tiny_vocabulary, 32)
+    module, vocabulary = load_autoencoder(start)
+    base = None if lora is None else base_of(module, model=str(start))
+    began = origin(module, vocabulary, base)
+    if lora is not None:
+        inject(module, lora, 0)
+    checkpoint(tmp_path / "run", module, accelerator, start, began=began, lora=lora)
+    export(tmp_path / "run", tmp_path / "good")
+
+    start.rename(moved)
+    start.mkdir()
+    choices: dict[str, dict[str, Any]] = {
+        "weights": {"seed": 3}, "suffix": {"suffix_from": 31}, "layout": {"layout": "contiguous"}, "vocabulary": {},
+    }  # fmt: skip
+    of = train_bpe([one.upper() for one in programs] * 3, 320) if other == "vocabulary" else tiny_vocabulary
+    assert of.size == tiny_vocabulary.size
+    save_autoencoder(start, make_autoencoder(**choices[other]), of, 32)
+    if said is None:
+        export(tmp_path / "run", tmp_path / "again")
+        assert same(
+            load_autoencoder(tmp_path / "again")[0].encoder, load_autoencoder(tmp_path / "good")[0].encoder
+        )
+        return
+    with pytest.raises(CrocodilError, match=f"belongs to another model than .*: {said}; put back") as error:
+        export(tmp_path / "run", tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
 def test_a_damaged_checkpoint_is_never_written_out(
     trained: Autoencoder, accelerator: Accelerator, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -340,7 +411,7 @@ def test_a_damaged_checkpoint_is_never_written_out(
     file.write_bytes(content)
     with pytest.raises(CrocodilError, match=f"not loaded: {file.name} was altered"):
         export(place, tmp_path / "out")
-    with pytest.raises(CrocodilError, match="has no whole checkpoint; what a finished run wrote is .*export"):
+    with pytest.raises(CrocodilError, match="no checkpoint is whole .*was altered"):
         export(tmp_path / "run", tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["run"]
 
@@ -387,6 +458,15 @@ def test_what_cannot_be_is_refused_in_one_line(tiny_bundle: Path, tmp_path: Path
             export(**({"source": tiny_bundle, "out": out} | options))
         assert "\n" not in str(error.value)
     assert sorted(os.listdir(tmp_path)) == ["link", "taken"]
+
+
+def test_nothing_is_made_for_the_sake_of_two_dots(tiny_bundle: Path, tmp_path: Path) -> None:
+    export(tiny_bundle, tmp_path / "never" / ".." / "out")
+    assert sorted(os.listdir(tmp_path)) == ["out"]
+    (tmp_path / "far" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "folder")
+    export(tiny_bundle, tmp_path / "link" / ".." / "out")  # behind a link `..` is where the link leads
+    assert sorted(os.listdir(tmp_path / "far")) == ["folder", "out"]
 
 
 def test_parts_of_different_dtypes_ask_which(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import Qwen3Config
 
-from crocodil.adapters import LoraSettings, trainable
+from crocodil.adapters import LoraSettings, check_rank, trainable
 from crocodil.autoencoder import Autoencoder
 from crocodil.bundle import BUNDLED, read_index
 from crocodil.demasker.llada import LLaDAConfig
@@ -82,7 +82,8 @@ def networks(config: DemaskerRecipe) -> Networks:
     """Networks of a configuration: of folders' config.json, of the released ones by name, or of `encoder_shape`.
 
     Raises:
-        CrocodilError: the configuration names a model that is neither here nor known.
+        CrocodilError: the configuration names a model that is neither here nor known, or asks of it what the training
+            refuses.
     """
     own_rows = None
     if config.start is not None:
@@ -96,7 +97,7 @@ def networks(config: DemaskerRecipe) -> Networks:
 
 def weights_of(module: Autoencoder, lora: LoraSettings | None) -> tuple[Weight, ...]:
     """Every parameter of a bare module, and the adapters that it would get."""
-    found = []
+    found, adapted = [], {}
     for name, parameter in module.named_parameters():
         stage = FAMILIES.index(family(name))
         if lora is None:
@@ -107,8 +108,11 @@ def weights_of(module: Autoencoder, lora: LoraSettings | None) -> tuple[Weight, 
         if match and match[2] in getattr(lora, match[1]):
             wide, deep = parameter.shape
             at = name.removesuffix(".weight")
+            adapted[at] = (wide, deep)
             found.append(Weight(f"{at}.lora_A.weight", (lora.rank, deep), stage))
             found.append(Weight(f"{at}.lora_B.weight", (wide, lora.rank), stage))
+    if lora is not None:
+        check_rank(lora.rank, adapted)
     return tuple(found)
 
 
@@ -119,6 +123,10 @@ def _of_model(config: DemaskerRecipe) -> tuple[DemaskerRecipe, LLaDAConfig, Qwen
     if index.kind != "autoencoder":
         raise CrocodilError(
             f"start: {config.start} holds no autoencoder ({index.kind}); give one, or demasker="
+        )
+    if config.grow_to is not None and (config.grow_to <= index.K or index.K == 1):
+        raise CrocodilError(
+            f"grow_to: an encoder of {index.K} registers does not grow to {config.grow_to}; give a larger power of two"
         )
     config = replace(
         config,

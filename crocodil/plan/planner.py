@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -36,6 +37,7 @@ WHEN: dict[Moment, str] = {
 }
 STEP: tuple[Moment, ...] = ("loss", "block", "encoder", "step")
 _MOST_ROW, _MOST_GPUS = 1 << 20, 1024
+_LEAST_MFU, _LEAST_BETWEEN = 1e-4, 1e6
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,21 @@ class Place:
             raise CrocodilError(
                 f"no GPU {self.gpu!r} or launch {self.launch!r}; there are {', '.join(CARDS)} and {', '.join(LAUNCHES)}"
             )
-        if not 0 < (self.mfu or self.card.mfu) <= 1 or not self.between > 0:
+        if not _LEAST_MFU <= self.reached <= 1:
+            raise CrocodilError(f"mfu {self.mfu} must be from {_LEAST_MFU} to 1")
+        if not _LEAST_BETWEEN <= self.between < math.inf:
             raise CrocodilError(
-                f"mfu {self.mfu} must be above 0 and at most 1, between {self.between} above 0"
+                f"between is {self.between / 1e9:g} GB/s; give {_LEAST_BETWEEN / 1e9:g} or more"
             )
 
     @property
     def card(self) -> Card:
         return CARDS[self.gpu]
+
+    @property
+    def reached(self) -> float:
+        """The MFU, assumed where nobody says it."""
+        return self.card.mfu if self.mfu is None else self.mfu
 
     @property
     def nodes(self) -> int:
@@ -205,6 +214,11 @@ def plan(of: Networks, place: Place, corpus: int | None = None, mean_length: flo
     config = of.config
     check_bits(place.launch, config.optimiser.bits)
     check_batch(config.batch_size, place.gpus)
+    shortest, longest = min(config.data.lengths), max(config.data.lengths)
+    if mean_length is not None and not shortest <= mean_length <= longest:
+        raise CrocodilError(
+            f"mean length is {mean_length}, windows have {shortest} to {longest} tokens (data.lengths); give one between"
+        )
     stages = _stages(of, place, mean_length)
     fits = max(stage.total for stage in stages) <= place.card.memory
     row = densest(config, config.row_tokens)
@@ -333,7 +347,7 @@ def _stages(of: Networks, place: Place, mean_length: float | None) -> tuple[Stag
     config = of.config
     one = work.forward(of, mean_length)
     everything = work.computed_flops(one, True, True, config.recompute)
-    rate = place.gpus * place.card.peak * (place.mfu or place.card.mfu)
+    rate = place.gpus * place.card.peak * place.reached
     bandwidth = place.card.within if place.nodes == 1 else min(place.between, place.card.within)
     found = []
     for stage, steps in _spans(config):

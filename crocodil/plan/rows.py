@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from crocodil.joint import DemaskerRecipe
 from crocodil.registers.geometry import NestedDropout, group_ends
+from crocodil.text.windows import pack
 
 BOUNDARIES = 2
 """START and END; and BOS and EOS of a window."""
 _DEVIATIONS = 3.0
+_PACKED = 4096
+"""Texts of a step that are packed to be counted; of a larger batch each so many."""
 
 
 @dataclass(frozen=True)
@@ -77,5 +81,20 @@ def step_tokens(config: DemaskerRecipe, mean_length: float | None = None) -> flo
 
 def micro_steps(config: DemaskerRecipe, gpus: int, row_tokens: int, mean_length: float | None = None) -> int:
     """Micro-batches of a rank in a step: rows of the whole batch, dealt out evenly (`training.deal`)."""
-    rows = math.ceil(step_tokens(config, mean_length) / row_tokens)
-    return math.ceil(rows / gpus)
+    return math.ceil(rows_of_step(config, row_tokens, mean_length) / gpus)
+
+
+def rows_of_step(config: DemaskerRecipe, row_tokens: int, mean_length: float | None = None) -> int:
+    """Rows that the texts of a step are packed into. Where windows do not fill a row, the rest of it stays empty; of a
+    mean length alone nothing more is known than that short windows fill what long ones leave."""
+    lengths = config.data.lengths
+    if mean_length is not None and len(set(lengths)) > 1:
+        return math.ceil(step_tokens(config, mean_length) / row_tokens)
+    packed = min(config.batch_size, _PACKED)
+    return math.ceil(_packed_rows(lengths, packed, row_tokens) * config.batch_size / packed)
+
+
+@lru_cache(maxsize=256)
+def _packed_rows(lengths: tuple[int, ...], texts: int, row_tokens: int) -> int:
+    """Rows of so many texts, each of the lengths as often."""
+    return len(pack([lengths[i % len(lengths)] for i in range(texts)], row_tokens))

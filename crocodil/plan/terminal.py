@@ -162,15 +162,14 @@ def _assumptions(plan: Plan) -> str:
     seen = f"{plan.texts:,} texts in all steps"
     if plan.epochs is not None:
         seen += f", {plan.epochs:.2f} epochs"
-    mfu = place.mfu or place.card.mfu
     between = f", {place.between / 1e9:.0f} GB/s between nodes" if place.nodes > 1 else ""
     return (
         f"{_few(plan.hours)} hours, {_few(plan.gpu_hours)} GPU hours; {seen}. The export is {_gb(plan.export_bytes)} GB; "
         f"building the model takes {_gb(plan.building_bytes)} GB of a node's host memory.\n"
-        f"Assumed: an MFU of {mfu:.0%} of {place.card.peak / 1e12:.0f} TFLOP/s for a step that trains everything; "
-        f"collectives at {place.card.within / 1e9:.0f} GB/s a GPU within a node{between}, behind the computation; a "
-        f"row of {plan.densest_texts} shortest windows with {plan.densest_registers:,} registers is the fullest. "
-        "docs/planning.md says what is counted, and what is not."
+        f"Assumed: an MFU of {100 * place.reached:.3g}% of {place.card.peak / 1e12:.0f} TFLOP/s for a step that trains "
+        f"everything; collectives at {place.card.within / 1e9:.0f} GB/s a GPU within a node{between}, behind the "
+        f"computation; a row of {plan.densest_texts} shortest windows with {plan.densest_registers:,} registers is the "
+        "fullest. docs/planning.md says what is counted, and what is not."
     )
 
 

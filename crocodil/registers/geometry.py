@@ -13,6 +13,9 @@ import torch
 
 from crocodil.errors import CrocodilError
 
+MOST_REGISTERS = 1 << 16
+"""More than tokens in any window that registers are made of; each is an embedding that is trained."""
+
 
 @dataclass(frozen=True)
 class RegisterNoise:
@@ -39,16 +42,20 @@ class NestedDropout:
     """Probability of exposing none, k = 0: the same weights then are the unguided demasker. Ours, off in the paper."""
 
     def __post_init__(self) -> None:
-        if min(self.keep_all, self.hide_all) < 0 or self.keep_all + self.hide_all > 1:
+        # written so that NaN, which compares to nothing, is refused as well
+        if not (self.keep_all >= 0 and self.hide_all >= 0 and self.keep_all + self.hide_all <= 1):
             raise CrocodilError(
-                f"nested_dropout: keep_all {self.keep_all} and hide_all {self.hide_all} must add up to at most 1"
+                f"nested_dropout: keep_all {self.keep_all} and hide_all {self.hide_all} must be 0 or more and add up to "
+                "at most 1"
             )
 
 
 def check_count(K: int) -> int:
-    """K must be a power of two, so that the groups 1, 1, 2, 4, … fill it."""
-    if K < 1 or K & (K - 1):
-        raise CrocodilError(f"the number of registers must be a power of two (1, 2, 4, …), not {K}")
+    """K must be a power of two, so that the groups 1, 1, 2, 4, … fill it, and of a size that a memory holds."""
+    if not 1 <= K <= MOST_REGISTERS or K & (K - 1):
+        raise CrocodilError(
+            f"the number of registers must be a power of two (1, 2, 4, …, {MOST_REGISTERS:,}), not {K}"
+        )
     return K
 
 

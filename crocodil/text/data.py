@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from crocodil.errors import CrocodilError
+from crocodil.errors import MOST, CrocodilError
 from crocodil.text.characters import only_letters
 from crocodil.text.corpus import Document, load_documents
 from crocodil.text.prepare import TextSource, prepared
@@ -52,8 +52,13 @@ class DataConfig:
             raise CrocodilError(
                 "data.letters is not for streamed texts; leave out one of letters and streaming"
             )
-        if self.limit is not None and self.limit < 1:
-            raise CrocodilError(f"data.limit is {self.limit}; give 1 or more, or leave it out")
+        if self.limit is not None and not 1 <= self.limit <= MOST:
+            raise CrocodilError(f"data.limit is {self.limit}; give 1 to {MOST:,}, or leave it out")
+        if not 0 <= self.held_out < 1 or (self.streaming and not self.held_out):
+            range_ = "above 0 and below 1, as texts are streamed" if self.streaming else "from 0 to below 1"
+            raise CrocodilError(f"data.held_out is {self.held_out}; give a share {range_}; 0.02 is usual")
+        if not 0 <= self.short_fraction <= 1:
+            raise CrocodilError(f"data.short_fraction is {self.short_fraction}; give a share from 0 to 1")
 
     @property
     def text_source(self) -> TextSource:

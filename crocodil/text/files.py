@@ -162,6 +162,8 @@ def _jsonl(path: Path, id: str, fields: Sequence[str], max_bytes: int, skip: int
 
 
 def _json(line: bytes, id: str, fields: Sequence[str], where: str) -> Document | LeftOut:
+    if b"\0" in line:  # the reader would guess an encoding line by line, and lose every other one
+        return LeftOut(DAMAGED, f"{where} holds zero bytes, as UTF-16 does; write the file anew in UTF-8")
     try:
         return document(id, json.loads(line), fields, where)
     except UnicodeDecodeError:

@@ -9,14 +9,29 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    is_tensorboard_available,
+    is_wandb_available,
+)
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from crocodil.errors import CrocodilError
 from crocodil.training.loop import LoopConfig
 
 
 def accelerator(config: LoopConfig) -> Accelerator:
-    """An Accelerator for this launch."""
+    """An Accelerator for this launch.
+
+    Raises:
+        CrocodilError: the tracker is not installed, which accelerate would only warn of.
+    """
+    there = {None: True, "tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
+    if not there[config.tracker]:
+        raise CrocodilError(
+            f"tracker={config.tracker} needs {config.tracker}; pip install {config.tracker}, or leave tracker out"
+        )
     precision = config.precision
     if precision == "auto":
         precision = (

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import reprlib
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -28,6 +29,9 @@ NEWEST = "newest"
 """What `--resume` without a directory stands for: the newest complete checkpoint of the run."""
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+_LARGEST = 2**63
+_ASKED = object()
+"""In place of a section's value: it is wanted, with its defaults where nothing else is said."""
 # The reader makes dates of what looks like one, and follows brackets as deep as they go.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 _OVERRIDE = re.compile(r"(--)?[A-Za-z_][\w.]*=")
@@ -42,6 +46,26 @@ class _Parser(argparse.ArgumentParser):
 
 class _Mismatch(Exception):
     """The value does not have the type; the caller knows the key and the file."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML would silently keep the last."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        own: set[tuple[str, str]] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if (key_node.tag, key_node.value) in own:
+                    said = f"the key {key_node.value!r:.60} stands twice"
+                    raise yaml.constructor.ConstructorError(None, None, said, key_node.start_mark)
+                own.add((key_node.tag, key_node.value))
+        super().flatten_mapping(node)
+        # what `<<` brings in may be overridden, and bringing it in again and again may not grow without end
+        last: dict[Hashable, tuple[yaml.Node, yaml.Node]] = {}
+        for key_node, value_node in node.value:
+            scalar = isinstance(key_node, yaml.ScalarNode)
+            last[(key_node.tag, key_node.value) if scalar else id(key_node)] = (key_node, value_node)
+        node.value = list(last.values())
 
 
 @dataclass(frozen=True)
@@ -136,7 +160,7 @@ def _separate_overrides(argv: Sequence[str] | None) -> list[str]:
 def _read_yaml(path: str) -> Mapping[str, Any]:
     try:
         with open(path, encoding="utf-8") as stream:
-            content = yaml.safe_load(stream)
+            content = yaml.load(stream, _Loader)
     except FileNotFoundError:
         raise CrocodilError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -160,11 +184,30 @@ def _read_mapping(
             raise _unknown(key, [f"{prefix}{known}" for known in hints], source)
         section = _section(hints[name])
         if section is None or (value is None and _is_optional(hints[name])):
-            leaves[key] = _typed(value, hints[name], key, source)
+            _set(leaves, key, _typed(value, hints[name], key, source))
         elif isinstance(value, Mapping):
-            _read_mapping(section, value, f"{key}.", source, leaves)
+            _read_section(section, value, key, source, leaves)
         elif value is not None:  # `optimiser:` with nothing below it keeps the defaults
-            raise CrocodilError(f"{source}: {key} = {value!r}: expected a section, found {_kind(value)}")
+            raise CrocodilError(
+                f"{source}: {key} = {_shown(value)}: expected a section, found {_kind(value)}"
+            )
+
+
+def _read_section(
+    section: type, mapping: Mapping[str, Any], key: str, source: str, leaves: dict[str, Any]
+) -> None:
+    """Also of `{}`, which asks for a section that may be left out, with its defaults."""
+    if leaves.get(key, _ASKED) is None:
+        del leaves[key]
+    leaves.setdefault(key, _ASKED)
+    _read_mapping(section, mapping, f"{key}.", source, leaves)
+
+
+def _set(leaves: dict[str, Any], key: str, value: Any) -> None:
+    """The last word on a key, and on all below it."""
+    for below in [leaf for leaf in leaves if leaf.startswith(f"{key}.")]:
+        del leaves[below]
+    leaves[key] = value
 
 
 def _read_override(cls: type, override: str, leaves: dict[str, Any]) -> None:
@@ -183,6 +226,9 @@ def _read_override(cls: type, override: str, leaves: dict[str, Any]) -> None:
         hint = hints[name]
     value = _scalar(text)
     section = _section(hint)
+    if section is not None and isinstance(value, Mapping):
+        _read_section(section, value, key, COMMAND_LINE, leaves)
+        return
     if section is not None and not (value is None and _is_optional(hint)):
         inner = fields(section)[0].name
         raise CrocodilError(f"{COMMAND_LINE}: {key} is a section; set one of its keys, as {key}.{inner}=…")
@@ -190,13 +236,13 @@ def _read_override(cls: type, override: str, leaves: dict[str, Any]) -> None:
         value = text
     elif _is_tuple(hint) and isinstance(value, str | int | float) and text:
         value = [_scalar(item) for item in text.split(",")]
-    leaves[key] = _typed(value, hint, key, COMMAND_LINE)
+    _set(leaves, key, _typed(value, hint, key, COMMAND_LINE))
 
 
 def _scalar(text: str) -> Any:
     """What YAML reads, or the text itself where that is no YAML; whether it will do is for its type to say."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except _NOT_YAML:
         return text
 
@@ -216,10 +262,11 @@ def _build(cls: type[C], leaves: Mapping[str, Any], prefix: str, base: C | None,
             default = field.default_factory()
         else:
             default = field.default
-        if key in leaves:
+        asked = leaves.get(key) is _ASKED
+        if key in leaves and not asked:
             default = leaves[key]
         if section is not None:
-            named = any(leaf.startswith(f"{key}.") for leaf in leaves)
+            named = asked or any(leaf.startswith(f"{key}.") for leaf in leaves)
             if named or default is MISSING:
                 nested = default if is_dataclass(default) else None
                 default = _build(section, leaves, f"{key}.", nested, source)
@@ -232,9 +279,11 @@ def _build(cls: type[C], leaves: Mapping[str, Any], prefix: str, base: C | None,
 def _typed(value: Any, hint: Any, key: str, source: str) -> Any:
     try:
         return _convert(value, hint)
-    except (_Mismatch, OverflowError):  # a whole number may be too large for a float
-        message = f"{source}: {key} = {value!r}: expected {_describe(hint)}, found {_kind(value)}"
-        raise CrocodilError(message) from None
+    except _Mismatch:
+        found = _kind(value)
+    except OverflowError:
+        found = "a number beyond 64 bits"
+    raise CrocodilError(f"{source}: {key} = {_shown(value)}: expected {_describe(hint)}, found {found}")
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -261,6 +310,8 @@ def _convert(value: Any, hint: Any) -> Any:
             return float(value)  # YAML 1.1 reads 1e-3, without a dot, as text
     elif hint in (int, bool, str):
         if type(value) is hint:
+            if hint is int and not -_LARGEST <= value < _LARGEST:
+                raise OverflowError
             return value
     elif not is_dataclass(hint):
         raise TypeError(f"a configuration field cannot have the type {hint}")
@@ -336,6 +387,16 @@ def _describe(hint: Any) -> str:
             return f"a list of {_describe(members[0])}"
         return f"a list of {len(members)} values ({', '.join(_describe(member) for member in members)})"
     return getattr(hint, "__name__", str(hint))
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: short, whatever it is and however deep it refers to itself."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 60, 60
+    try:
+        return short.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def _kind(value: Any) -> str:

@@ -7,8 +7,6 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 
-from crocodil.errors import CrocodilError
-
 REMEMBERED = 100
 """Losses that the median is taken of."""
 ENOUGH = 20
@@ -29,7 +27,10 @@ class Guard:
         self.losses = deque(losses, maxlen=REMEMBERED)
         self.skipped = 0
         """Steps that did not count, in all."""
-        self._in_a_row = 0
+        self.in_a_row = 0
+        """Those just now, one after another."""
+        self.verdict: str | None = None
+        """Why the run ends, once so many steps in a row did not count that it does."""
 
     @property
     def ceiling(self) -> float:
@@ -45,26 +46,22 @@ class Guard:
             loss: of the global batch.
             norm: of the gradient, before clipping.
             applied: whether the engine moved the weights.
-
-        Raises:
-            CrocodilError: the last of `limit` such steps in a row.
         """
         if applied:
             self.losses.append(loss)
-            self._in_a_row = 0
+            self.in_a_row = 0
             return None
         self.skipped += 1
-        self._in_a_row += 1
+        self.in_a_row += 1
         if not math.isfinite(loss):
             reason = f"the loss is {loss}"
         elif loss > self.ceiling:
             reason = f"the loss of {loss:.4g} is above {self.ceiling:.4g}, {self.spike:g} times the median"
         else:
             reason = f"the gradient's norm is {norm}"
-        if self._in_a_row >= self.limit:
-            raise CrocodilError(
-                f"step {step}: {reason}, and {self._in_a_row} steps in a row did not count; the weights are those "
-                f"before step {step - self._in_a_row + 1}. Go on with --resume and a lower optimiser.lr, or from an "
-                "earlier checkpoint"
+        if self.in_a_row >= self.limit:
+            self.verdict = (
+                f"step {step}: {reason}, and {self.in_a_row} steps in a row did not count; the weights are those "
+                f"before step {step - self.in_a_row + 1}"
             )
         return reason

@@ -23,6 +23,16 @@ def require_at_least(least: int, config: Any, *names: str, section: str = "") ->
             raise CrocodilError(f"{section}{name} is {value}; give {least} or more")
 
 
+def check_path(name: str, path: str) -> None:
+    """Refuse a path that names nothing: an empty one would be the folder one happens to be in."""
+    try:
+        is_good = bool(path.strip()) and "\0" not in path and bool(path.encode())
+    except UnicodeEncodeError:  # half of a character
+        is_good = False
+    if not is_good:
+        raise CrocodilError(f"{name} is {path!r:.80}; give a folder, in UTF-8")
+
+
 def check_batch(batch_size: int, ranks: int) -> None:
     """Refuse a global batch that cannot be shared out evenly."""
     if batch_size % ranks:

@@ -25,6 +25,7 @@ from crocodil.training.ranks import rank_and_world
 from crocodil.training.throughput import Interval
 
 METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +43,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def forget_beyond(path: Path, step: int) -> None:
+    """Leave the records up to a step in a file of JSON lines: what comes after it will be done again."""
+    if path.exists():
+        kept = [record for record in read_metrics(path) if record["step"] <= step]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
 class MetricsLog:
     """`metrics.jsonl` in the run directory: a JSON object per line with its `step`, written at once.
 
@@ -49,13 +57,12 @@ class MetricsLog:
     """
 
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
-        """Go on at `resume_step`: records beyond it are of steps that will be done again, so they go."""
+        """Go on at `resume_step`; records beyond it go."""
         self._path = run_dir / METRICS
         self._writes = rank_and_world()[0] == 0
         self._failed = False
-        if self._writes and self._path.exists():
-            kept = [record for record in read_metrics(self._path) if record["step"] <= resume_step]
-            write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        if self._writes:
+            forget_beyond(self._path, resume_step)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one record. Numbers that are not finite become null, which every JSON reader takes."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from crocodil.errors import CrocodilError
-from crocodil.training.limits import require_at_least
+from crocodil.training.limits import check_path, require_at_least
 from crocodil.training.optimisation import OptimiserConfig
 
 MAY_CHANGE = (
@@ -15,6 +15,9 @@ MAY_CHANGE = (
     "save_every", "keep", "tracker", "spike", "max_skipped", "timeout", "data.cache", "cache", "prefetch",
 )  # fmt: skip
 """Fields, and sections with a dot, in which a resumed run may differ: none changes what the steps done so far meant."""
+
+YEAR = 365 * 24 * 60
+"""Minutes; torch's timeouts end somewhere beyond."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,18 @@ class LoopConfig:
     max_skipped: int = 5
     """So many dropped steps in a row end the run."""
     timeout: float = 30.0
-    """Minutes without any progress after which the run says where it hangs and ends; 0 for never."""
+    """Minutes without any progress after which the run says where it hangs and ends, up to a year; 0 for never."""
     tracker: Literal["tensorboard", "wandb"] | None = None
     """`tensorboard` or `wandb`, through accelerate; metrics.jsonl is always written."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "steps", "batch_size", "keep", "validation_texts", "max_skipped")
         require_at_least(1, self, "log_every", "validate_every", "save_every")
-        require_at_least(0, self, "timeout")
+        check_path("run", self.run)
+        if not 0 <= self.timeout <= YEAR:
+            raise CrocodilError(
+                f"timeout is {self.timeout}; give 0 for never, or minutes up to {YEAR:,}, a year"
+            )
         if not 0 <= self.seed < 2**63:  # torch takes 64 bits
             raise CrocodilError(f"seed is {self.seed}; give 0 or more, below 2**63")
         if not 0 <= self.ema < 1:

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from rich.filesize import decimal
 
+from crocodil.atomic import fsync
 from crocodil.errors import CrocodilError
-from crocodil.training.checkpoints import checkpoint_name, prune, publishing
+from crocodil.training.checkpoints import checkpoint_name, is_same, prune, publishing, together
 from crocodil.training.config import flat, save_config
 from crocodil.training.engine import Engine, Update
 from crocodil.training.guard import Guard
-from crocodil.training.log import MetricsLog, Progress
+from crocodil.training.log import METRICS, SAMPLES, MetricsLog, Progress, forget_beyond
 from crocodil.training.loop import LoopConfig
 from crocodil.training.ranks import broadcast, gather
 from crocodil.training.signals import StopRequest
@@ -31,6 +36,8 @@ from crocodil.training.watchdog import Watchdog
 
 RETRY_SHARE = 10
 """A checkpoint that could not be written is tried again after this share of `save_every`."""
+
+CONFIG = "config.yaml"
 
 _log = logging.getLogger(__name__)
 
@@ -49,27 +56,42 @@ class Run:
     """
 
     def __init__(
-        self, config: LoopConfig, ranks: Accelerator, start: Start, corpus: str, unit: str = "tokens"
+        self,
+        config: LoopConfig,
+        ranks: Accelerator,
+        start: Start,
+        corpus: str,
+        unit: str = "tokens",
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         """
         Args:
             corpus: digest of the training texts, which a resumed run must find again.
             unit: what is counted a second.
+            origin: what else it must find again, as JSON (see `find_start`).
         """
         self._config, self._ranks = config, ranks
         self.folder = Path(config.run)
         self.start = start
-        self._corpus, self._unit = corpus, unit
+        self._corpus, self._unit, self._origin = corpus, unit, origin
         self._described = flat(config)
         self._stack = ExitStack()
-        self._failed_at: int | None = None
-        self._published = [start.checkpoint.name] if start.checkpoint else []
-        if ranks.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_config(config, self.folder / "config.yaml")
-        if config.tracker:
-            ranks.init_trackers("crocodil", config=self._described)
-        self._log = MetricsLog(self.folder, start.step)
+        self._owed: float = math.inf
+        """Step from which a checkpoint is to be made up for."""
+        own = start.checkpoint is not None and is_same(start.checkpoint.parent, self.folder)
+        self._published = [start.checkpoint.name] if start.checkpoint and own else []
+        with together(f"begin in {self.folder}"):
+            if ranks.is_main_process:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if start.abandoned:
+                    aside = set_aside(self.folder, start.abandoned)
+                    names = ", ".join(start.abandoned)
+                    _log.warning("going back to step %d: %s are now in %s", start.step, names, aside)
+                save_config(config, self.folder / CONFIG)
+                forget_beyond(self.folder / SAMPLES, start.step)
+            self._log = MetricsLog(self.folder, start.step)
+            if config.tracker:
+                self._begin_tracking(config.tracker)
         peak = peak_flops(ranks.device, torch.bfloat16 if ranks.mixed_precision == "bf16" else torch.float32)
         self.throughput = Throughput(peak * ranks.num_processes)
         self.guard = Guard(config.spike, config.max_skipped, start.losses)
@@ -82,7 +104,10 @@ class Run:
         )
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            self._track(lambda tracker: tracker.finish())
+            self._ranks.trackers = []
         self._stack.close()
 
     def say(self, message: str) -> None:
@@ -110,9 +135,6 @@ class Run:
             work: tokens and FLOPs, over all ranks.
             ids: samples of the step, which are written down if it did not count.
             always: tell whatever `log_every` says.
-
-        Raises:
-            CrocodilError: too many steps in a row did not count.
         """
         self.throughput.add(int(work[0]), work[1])
         reason = self.guard.judge(step, values["loss"], update.norm, update.applied)
@@ -128,8 +150,7 @@ class Run:
         self._progress.report(
             step, {name: value for name, value in told.items() if name != "stage"}, interval
         )
-        if self._config.tracker:
-            self._ranks.log({**told, **speed}, step=step)
+        self._track(lambda tracker: tracker.log({**told, **speed}, step=step))
 
     def due(self, step: int, every: int) -> bool:
         """Whether something is done after this step: each `every` steps, and at the end; 0 is never."""
@@ -163,85 +184,163 @@ class Run:
         self._log.write(step, values)
         numbers = {name: value for name, value in values.items() if isinstance(value, float)}
         self.say("  ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
-        if self._config.tracker:
-            self._ranks.log(numbers, step=step)
+        self._track(lambda tracker: tracker.log(numbers, step=step))
 
     def save(self, engine: Engine, step: int, stage: int = 0, must: bool = False) -> bool:
         """Save a checkpoint when it is time; returns whether the run was asked to stop.
 
-        A disk that is full costs checkpoints and not the run: it is tried again soon.
+        A disk that is full costs checkpoints and not the run: it is tried again soon. Right after a step that did not
+        count none is made, unless it must be: the weights may be why, and it would push out a good one.
 
         Args:
             must: without this checkpoint the run cannot go on.
 
         Raises:
             OSError: a checkpoint that must be there could not be written.
+            CrocodilError: too many steps in a row did not count; the weights from before them have been saved.
         """
-        asked = any(gather(self._stop.requested))
-        again = self._failed_at is not None and step - self._failed_at >= max(
-            1, self._config.save_every // RETRY_SHARE
-        )
-        must = must or asked or step == self._config.steps
-        if must or again or step % self._config.save_every == 0:
+        told = gather((self._stop.requested, self.guard.verdict, self.guard.in_a_row))
+        asked, (_, verdict, dropped) = any(requested for requested, _, _ in told), told[0]
+        must = must or asked or step == self._config.steps or verdict is not None
+        is_due = step % self._config.save_every == 0 or step >= self._owed
+        if must or (is_due and not dropped):
             self.beat(step, "checkpoint")
-            try:
-                with self.throughput.paused():
-                    self._write(engine, step, stage)
-                self._failed_at = None
-            except OSError as error:
-                if must:
-                    raise
-                self._failed_at = step
-                self.say(
-                    f"step {step}: checkpoint not written ({error}); training goes on and tries again soon"
+            with self.throughput.paused():
+                failure = self._write(engine, step, stage)
+                if failure is None and verdict is None:  # else there may be no good one but those from before
+                    self._prune()
+            if verdict is not None:
+                saved = f"not saved ({failure})" if failure else f"saved in {self.start.checkpoint}"
+                raise CrocodilError(
+                    f"{verdict}, {saved}. Go on with --resume and a lower optimiser.lr, or from an earlier checkpoint"
                 )
-                self._log.write(step, {"failed": "checkpoint", "reason": str(error)})
+            if failure is not None and must:
+                raise failure
+            if failure is not None:
+                self.say(
+                    f"step {step}: checkpoint not written ({failure}); training goes on and tries again soon"
+                )
+                self._log.write(step, {"failed": "checkpoint", "reason": str(failure)})
+            soon = step + max(1, self._config.save_every // RETRY_SHARE)
+            self._owed = math.inf if failure is None else soon
+        elif is_due:
+            self._owed = step + 1
         self.beat(step, "texts of the next step")
         if asked:
             self.say(f"stopped after step {step}; the same command with --resume goes on")
         return asked
 
-    def _write(self, engine: Engine, step: int, stage: int) -> None:
-        wanted = engine.state_bytes()
-        free = broadcast(shutil.disk_usage(self.folder).free if self.folder.is_dir() else 0)
-        if free < wanted:
-            raise OSError(
-                errno.ENOSPC,
-                f"a checkpoint takes {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
-                self.folder,
-            )
+    def _prune(self) -> None:
+        """Housekeeping: what fails in it costs nothing."""
+        try:
+            prune(self.folder, self._config.keep, trusted=self._published)
+        except OSError as error:
+            self.say(f"older checkpoints not removed ({error}); training goes on")
+
+    def _write(self, engine: Engine, step: int, stage: int) -> OSError | None:
+        """Publish a checkpoint; returns why it could not be written, on every rank alike."""
         values = {
             "step": step,
             "stage": stage,
             "corpus": self._corpus,
             "config": self._described,
             "losses": list(self.guard.losses),
-        }
-        with publishing(self.folder, checkpoint_name(step)) as directory:
-            engine.save(directory, values)
+        } | ({} if self._origin is None else {"origin": dict(self._origin)})
+        try:
+            _require_free(self.folder, engine.state_bytes())
+            with publishing(self.folder, checkpoint_name(step)) as directory:
+                engine.save(directory, values)
+        except OSError as error:
+            return error
         self._published.append(checkpoint_name(step))
-        prune(self.folder, self._config.keep, trusted=self._published)
         self.start = Start(self.folder / checkpoint_name(step), step, stage)
+        return None
 
     def export(
         self, engine: Engine, write: Callable[[Path, torch.nn.Module], None], name: str = "export"
     ) -> None:
-        """Publish a folder, in place of an earlier one, from whole weights; `write` runs on one process."""
+        """Publish a folder, in place of an earlier one, from whole weights; `write` runs on one process.
+
+        Raises:
+            CrocodilError: it could not be written, or there is something else in its place.
+        """
         self.beat(self._config.steps, "export")
-        with engine.whole() as module, publishing(self.folder, name, replace=True) as directory:
-            if self._ranks.is_main_process:
-                write(directory, module)
+        try:
+            with engine.whole() as module, publishing(self.folder, name, replace=True) as directory:
+                if self._ranks.is_main_process:
+                    write(directory, module)
+        except OSError as error:
+            raise CrocodilError(
+                f"{self.folder / name}: not written ({error}); mend that, and the same command with --resume exports "
+                "from the last checkpoint"
+            ) from None
         self.say(f"exported to {self.folder / name}")
+
+    def _begin_tracking(self, name: str) -> None:
+        try:
+            self._ranks.init_trackers("crocodil", config=self._described)
+        except Exception as error:  # trackers raise what they like
+            raise CrocodilError(
+                f"tracker={name} does not begin ({type(error).__name__}: {error}); mend that, or leave tracker out"
+            ) from None
+
+    def _track(self, tell: Callable[[Any], None]) -> None:
+        """Tell the trackers; one that fails is told nothing more, and the run goes on."""
+        for tracker in list(self._ranks.trackers):
+            try:
+                tell(tracker)
+            except Exception as error:  # trackers raise what they like
+                self._ranks.trackers.remove(tracker)
+                self.say(
+                    f"tracker={tracker.name} failed ({type(error).__name__}: {' '.join(str(error).split()):.200}); "
+                    f"it is told no more, {METRICS} has everything"
+                )
+
+
+def set_aside(folder: Path, names: Sequence[str]) -> Path:
+    """Move checkpoints and exports of a run into a folder of their own, `abandoned-1`, …, with a copy of what it said: a
+    run's folder too. Returns which."""
+    aside = next(path for n in count(1) if not os.path.lexists(path := folder / f"abandoned-{n}"))
+    aside.mkdir()
+    for file in (CONFIG, METRICS, SAMPLES):
+        if (folder / file).is_file():
+            shutil.copy2(folder / file, aside / file)
+    for name in names:
+        os.rename(folder / name, aside / name)
+    fsync(aside)
+    fsync(folder)
+    return aside
+
+
+def _require_free(folder: Path, wanted: int) -> None:
+    """Collective. Refuse to begin a checkpoint that the disk will not hold.
+
+    Raises:
+        OSError: so it is, or the folder has gone.
+    """
+    free = broadcast(_free(folder))
+    if free is None:
+        raise OSError(errno.ENOENT, "the run's folder has gone", str(folder))
+    if free < wanted:
+        said = f"a checkpoint takes {decimal(wanted)}, {decimal(free)} are free; make room"
+        raise OSError(errno.ENOSPC, said, str(folder))
+
+
+def _free(folder: Path) -> int | None:
+    """Bytes that are free, None where there is no folder."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
 
 
 def require_room(config: LoopConfig, engine: Engine) -> None:
     """Refuse at the start a disk that will not hold the checkpoints that are to be kept, and the one being written."""
     folder = Path(config.run)
-    present = sum(1 for _ in folder.glob("step-*"))
+    present, free = broadcast((sum(1 for _ in folder.glob("step-*")), _free(folder) or 0))
     wanted = engine.state_bytes() * max(1, config.keep + 1 - present)
-    free = broadcast(shutil.disk_usage(folder).free)
     if free < wanted:
         raise CrocodilError(
-            f"{folder}: {config.keep + 1} checkpoints take {engine.state_bytes() * (config.keep + 1) / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free; make room, lower keep, or give another run="
+            f"{folder}: {config.keep + 1} checkpoints take {decimal(engine.state_bytes() * (config.keep + 1))}, "
+            f"{decimal(free)} are free; make room, lower keep, or give another run="
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -22,7 +23,9 @@ from crocodil.training.ranks import broadcast, rank_and_world
 LOCK = "run.lock"
 HEARTBEAT_SECONDS = 30.0
 STALE_SECONDS = 300.0
+POLL_SECONDS = 1.0
 
+_log = logging.getLogger(__name__)
 _held: set[Path] = set()  # a POSIX lock does not exclude its own process
 
 
@@ -31,8 +34,8 @@ def run_lock(run_dir: Path, group: ProcessGroup | None = None) -> Iterator[None]
     """Hold `run_dir` for this run; collective, rank 0 holds and all ranks raise when it is taken.
 
     The kernel frees the lock of a dead process, so a killed run never blocks the next one on its machine.
-    Some network file systems keep locks per machine: an owner elsewhere counts as alive while its heartbeat,
-    the time stamp of the lock file, is younger than five minutes.
+    Some network file systems keep locks per machine: an owner elsewhere may be alive while its heartbeat, the time
+    stamp of the lock file, is younger than five minutes. Then this waits until it beats again, or has not for so long.
 
     Raises:
         CrocodilError: another run holds the directory; the message has its host, process id and start. Or the
@@ -86,7 +89,7 @@ class _Lock:
         except (BlockingIOError, PermissionError):
             raise self._taken(self._owner()) from None
         owner = self._owner()
-        if owner and owner["host"] != socket.gethostname() and self._age() < STALE_SECONDS:
+        if owner and owner["host"] != socket.gethostname() and self._beats_on(owner):
             raise self._taken(owner)
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
@@ -99,12 +102,30 @@ class _Lock:
         try:
             owner = json.loads(os.pread(self._descriptor, 4096, 0))
             return {key: owner[key] for key in ("host", "pid", "started")}
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return {}
 
-    def _age(self) -> float:
-        """Seconds since the last heartbeat, on the clock of the file system that stamped it."""
+    def _beats_on(self, owner: dict[str, Any]) -> bool:
+        """Whether an owner elsewhere is alive, which takes a few minutes to say of one that died just now."""
         beaten = os.fstat(self._descriptor).st_mtime
+        left = min(STALE_SECONDS, STALE_SECONDS - self._age(beaten))
+        if left > 0:
+            _log.warning(
+                "%s: process %s on %s held it just now; waiting up to %d s for a sign of its life",
+                self._path.parent,
+                owner["pid"],
+                owner["host"],
+                left,
+            )
+        until = time.monotonic() + left
+        while time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+            if os.fstat(self._descriptor).st_mtime != beaten:
+                return True
+        return False
+
+    def _age(self, beaten: float) -> float:
+        """Seconds since a heartbeat, on the clock of the file system that stamped it."""
         probe = self._path.with_name(f".{LOCK}.{os.getpid()}.writing")
         probe.touch()
         now = probe.stat().st_mtime
@@ -118,6 +139,6 @@ class _Lock:
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):
             try:
-                os.utime(self._path, (time.time(), time.time()))
+                os.utime(self._path)  # by the clock of the file system, which may be another machine's
             except OSError:
                 continue  # a vanished directory is for the checkpoint to report

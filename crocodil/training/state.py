@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crocodil.errors import CrocodilError
 from crocodil.shards import write_file
+from crocodil.training.optimisation import MOMENTS
 
 
 def save_tensors(directory: Path, tensors: Mapping[str, Tensor], name: str) -> None:
@@ -45,12 +46,17 @@ def load_values(directory: Path, name: str) -> dict[str, Any]:
     """The values that `save_values` wrote (tuples come back as lists).
 
     Raises:
-        CrocodilError: the file is missing or unreadable.
+        CrocodilError: the file is missing or unreadable, or holds something else.
     """
     try:
-        return json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CrocodilError(f"{directory}: no readable state {name!r}: {error}") from None
+        values = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CrocodilError(
+            f"{directory}: no readable state {name!r}: {error}; if it is no checkpoint, move it away"
+        ) from None
+    return values
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -80,6 +86,13 @@ def open_tensors(directory: Path, pattern: str = "state-*.safetensors") -> Store
     if not files:
         raise CrocodilError(f"{directory}: no file {pattern}; it is no checkpoint of this version")
     try:
-        return StoredTensors(files)
+        stored = StoredTensors(files)
     except (OSError, SafetensorError) as error:
         raise CrocodilError(f"{directory}: unreadable: {error}") from None
+    trained = {key.split("/", 2)[2] for key in stored if key.startswith("optimiser/") and key.count("/") > 1}
+    wanted = {f"optimiser/{moment}/{name}" for name in trained for moment in MOMENTS}
+    if any(key.startswith("ema/average/") for key in stored):
+        wanted.add("ema/updates")
+    if missing := sorted(wanted - set(stored)):
+        raise CrocodilError(f"{directory}: lacks {missing[0]}; choose another checkpoint")
+    return stored

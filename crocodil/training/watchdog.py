@@ -61,7 +61,11 @@ class Watchdog:
 
     def _watch(self) -> None:
         interval = min(1.0, self._seconds / 4)
+        asleep = time.monotonic()
         while not self._over.wait(interval):
+            asleep, late = time.monotonic(), time.monotonic() - asleep - interval
+            if late > interval:  # this process was suspended, and has not hung meanwhile
+                self._last += late
             still = time.monotonic() - self._last
             if still > self._seconds:
                 message = f"crocodil: rank {rank_and_world()[0]}: nothing for {still:.0f} s in {self._at}{self._others()}"

@@ -75,6 +75,44 @@ def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
         (["--config", PRESET, "--gpus", "8", "demasker=nowhere"], "demasker: nowhere is no folder here"),
         (["--config", PRESET, "--gpus", "3"], "must be a multiple of the 3 ranks"),
         (["--config", "nowhere.yaml", "--gpus", "8"], "no such configuration file"),
+        (
+            ["--config", PRESET, "--gpus", "8", "encoder=null", "lora.rank=8"],
+            "an encoder from scratch is in no file",
+        ),
+        (
+            ["--config", PRESET, "--gpus", "8", "lora.rank=1025"],
+            "lora.rank is 1025, which makes nothing smaller",
+        ),
+        (
+            ["--config", PRESET, "--gpus", "8", "start=bundled", "grow_to=64"],
+            "of 128 registers does not grow to 64",
+        ),
+        (
+            ["--config", PRESET, "--gpus", "8", "start=bundled", "grow_to=1073741824"],
+            "must be a power of two",
+        ),
+        (["--config", PRESET, "--gpus", "8", "grow_to=256"], "grow_to grows the model at start"),
+        (["--config", PRESET, "--gpus", "8", "data.held_out=5"], "data.held_out is 5"),
+        (["--config", PRESET, "--gpus", "8", "data.short_fraction=7"], "data.short_fraction is 7"),
+        (["--config", PRESET, "--gpus", "8", "corruption.nested_dropout.hide_all=.nan"], "hide_all nan"),
+        (
+            ["--config", PRESET, "--gpus", "8", "K=1099511627776"],
+            "must be a power of two (1, 2, 4, …, 65,536)",
+        ),
+        (
+            ["--config", PRESET, "--gpus", "8", "suffix_from=99999999999999999999999"],
+            "a number beyond 64 bits",
+        ),
+        (
+            ["--config", PRESET, "--gpus", "8", "suffix_from=4294967296"],
+            "suffix_from must be a whole number from 1",
+        ),
+        (["--config", PRESET, "--gpus", "8", "--mfu", "0"], "mfu 0.0 must be from 0.0001 to 1"),
+        (["--config", PRESET, "--gpus", "8", "--mfu", "1e-320", "--json"], "must be from 0.0001 to 1"),
+        (
+            ["--config", PRESET, "--gpus", "8", "--mean-length", "100000"],
+            "mean length is 100000, windows have",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -207,8 +208,15 @@ def test_what_the_training_refuses_costs_nothing(paper: Networks) -> None:
         plan(changed(paper, optimiser=OptimiserConfig(bits=8)), Place(8))
     with pytest.raises(CrocodilError, match="no GPU 'v100'.* there are a100-40"):
         Place(8, "v100")
-    with pytest.raises(CrocodilError, match="mfu 1.5 must be"):
-        Place(8, mfu=1.5)
+    for mfu in (1.5, 0.0, -0.1, 1e-320, math.nan):
+        with pytest.raises(CrocodilError, match=f"mfu {mfu} must be from 0.0001 to 1"):
+            Place(8, mfu=mfu)
+    for between in (0.0, 1e-320, math.inf, math.nan):
+        with pytest.raises(CrocodilError, match="between is .* GB/s; give 0.001 or more"):
+            Place(8, between=between)
+    for mean in (255, 4097, 100_000, math.nan):
+        with pytest.raises(CrocodilError, match=f"mean length is {mean}, windows have 256 to 4096 tokens"):
+            plan(paper, Place(8), mean_length=mean)
 
 
 def test_cards_agree_with_the_throughput_and_the_command_line() -> None:

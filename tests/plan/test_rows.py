@@ -10,7 +10,15 @@ import torch
 
 from crocodil.autoencoder import Corruption
 from crocodil.joint import DemaskerRecipe
-from crocodil.plan.rows import Row, densest, micro_steps, register_counts, step_tokens, windows
+from crocodil.plan.rows import (
+    Row,
+    densest,
+    micro_steps,
+    register_counts,
+    rows_of_step,
+    step_tokens,
+    windows,
+)
 from crocodil.registers.geometry import NestedDropout, draw_k
 from crocodil.text.data import DataConfig
 from crocodil.text.windows import pack
@@ -79,6 +87,32 @@ def test_micro_batches_are_as_many_as_are_dealt(gpus: int) -> None:
         dealt = deal(pack(lengths, config.row_tokens), gpus)
         counted = micro_steps(config, gpus, config.row_tokens)
         assert abs(len(dealt[0]) - counted) <= max(1, 0.1 * counted)
+
+
+@pytest.mark.parametrize(("length", "row", "rows"), [(4096, 8191, 512), (4096, 8192, 256), (128, 1000, 74)])
+@pytest.mark.parametrize("mean", [None, "length"])
+def test_what_does_not_fill_a_row_leaves_it_empty(length: int, row: int, rows: int, mean: str | None) -> None:
+    """Of windows of one length exactly as many rows as are packed."""
+    config = replace(PAPER, row_tokens=row, data=DataConfig(lengths=(length,)))
+    packed = pack([length] * config.batch_size, row)
+    assert len(packed) == rows
+    for gpus in (1, 8, 16):
+        counted = micro_steps(config, gpus, row, None if mean is None else float(length))
+        assert counted == len(deal(packed, gpus)[0]) == -(-rows // gpus)
+
+
+@pytest.mark.parametrize(("lengths", "row"), [((1024, 2048), 3000), ((256, 4096), 4100), ((700, 1000), 2048)])
+def test_windows_of_several_lengths_are_packed_to_be_counted(lengths: tuple[int, ...], row: int) -> None:
+    draws = random.Random(0)
+    config = replace(PAPER, row_tokens=row, data=DataConfig(lengths=lengths))
+    packed = pack([draws.choice(lengths) for _ in range(config.batch_size)], row)
+    assert rows_of_step(config, row) == pytest.approx(len(packed), rel=0.1)
+
+
+def test_a_batch_of_any_size_is_counted_at_once() -> None:
+    few = replace(PAPER, batch_size=4096, row_tokens=5000)
+    many = replace(few, batch_size=4096 * 10**12)
+    assert rows_of_step(many, 5000) == 10**12 * rows_of_step(few, 5000)
 
 
 def test_windows_are_as_likely_as_each_other_unless_a_length_is_given() -> None:

@@ -49,7 +49,7 @@ def test_the_paper_s_own_numbers_of_registers_are_group_ends() -> None:
     assert {8, 16, 64, 128} <= set(group_ends(128))
 
 
-@pytest.mark.parametrize("K", [0, -1, 3, 6, 100])
+@pytest.mark.parametrize("K", [0, -1, 3, 6, 100, 1 << 17, 1 << 40])
 def test_other_numbers_of_registers_are_refused(K: int) -> None:
     for ask in (group_sizes, group_ends):
         with pytest.raises(CrocodilError, match=f"power of two.*not {K}$"):
@@ -75,6 +75,13 @@ def test_extra_chances_of_all_and_of_none() -> None:
     assert within_chance(frequencies(8, NestedDropout("off", hide_all=0.1)), {0: 0.1, 8: 0.9})
     assert frequencies(8, NestedDropout(hide_all=1.0)) == {0: 1.0}
     assert frequencies(8, NestedDropout(keep_all=1.0)) == {8: 1.0}
+
+
+@pytest.mark.parametrize("share", [math.nan, math.inf, -0.1, 1.1])
+@pytest.mark.parametrize("name", ["keep_all", "hide_all"])
+def test_impossible_chances_are_refused(name: str, share: float) -> None:
+    with pytest.raises(CrocodilError, match=f"{name} {share}.* must be 0 or more and add up to at most 1"):
+        NestedDropout(**{name: share})  # type: ignore[arg-type]
 
 
 def test_noise_std_from_cosine() -> None:

@@ -146,6 +146,22 @@ def test_bad_rows_are_named(tmp_path, line):
         list(load_documents(tmp_path / "x.jsonl"))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_jsonl_of_another_encoding_is_refused_and_no_row_of_it_is_taken(tmp_path, encoding):
+    """The JSON reader guesses an encoding for each line, and would take some of them."""
+    rows = [{"text": f"text {i} of some, 日本"} for i in range(30)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "x.jsonl").write_bytes(text.encode(encoding))
+    with pytest.raises(
+        CrocodilError, match="x.jsonl line 1 holds zero bytes, as UTF-16 does; write .* in UTF-8"
+    ):
+        list(load_documents(tmp_path / "x.jsonl"))
+    with pytest.raises(CrocodilError, match="rows are damaged; first: .*line 1 holds zero bytes"):
+        list(load_documents(tmp_path / "x.jsonl", strict=False))
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert len(list(load_documents(tmp_path / "x.jsonl"))) == 30
+
+
 def test_parquet(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

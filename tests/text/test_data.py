@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,20 @@ def test_files_are_held_out_and_the_same_ones_every_time(source: Path) -> None:
     again = load_split(config)
     assert {d.id for d in again.held_out} == held_out
     assert {d.id for d in load_split(DataConfig(str(source), 0.25, split_seed=1)).held_out} != held_out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(({"held_out": x}, f"data.held_out is {x}; give a share from 0 to") for x in (5.0, 1.0, -0.1, math.nan)),
+        ({"held_out": 0.0, "streaming": True}, "data.held_out is 0.0; give a share above 0 and below 1"),
+        *(({"short_fraction": x}, f"data.short_fraction is {x}; give a share") for x in (7.0, -0.1, math.nan)),
+        *(({"limit": limit}, f"data.limit is {limit}; give 1 to 2,147,483,647") for limit in (0, -1, 10**31)),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_texts_have_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CrocodilError, match=message):
+        DataConfig(**settings)
 
 
 def test_a_missing_source_is_refused(tmp_path: Path) -> None:

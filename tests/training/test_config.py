@@ -85,13 +85,22 @@ def test_unknown_key_names_the_nearest_and_the_file(tmp_path: Path) -> None:
         ("widths=1,[", r"expected a list of int"),
         ("widths=!!x y", r"expected a list of int"),
         ("steps=2024-13-45", r"expected int, found str"),
-        (f"optimiser.lr=1{400 * '0'}", r"expected float, found int"),
+        (f"optimiser.lr=1{400 * '0'}", r"= 10+\.\.\.0+: expected float, found a number beyond 64 bits"),
+        (f"data.limit={10**31}", r"data\.limit = 10+: expected int or null, found a number beyond 64 bits"),
+        (f"widths=1,{2**63}", r"expected a list of int, found a number beyond 64 bits"),
+        (f"steps={hex(16**5000)}", r"expected int, found a number beyond 64 bits"),
+        (f"optimiser.betas=0.9,{10**400}", r"expected a list of 2 values"),
+        ("optimiser.schedule=" + 999 * "x", r"schedule = 'x*\.\.\.x*': expected one of"),
     ],
 )
 def test_wrong_type_says_key_value_and_expectation_in_one_line(override: str, expected: str) -> None:
     with pytest.raises(CrocodilError, match=expected) as caught:
         load_config(Recipe, None, ["data.folder=x", override])
     assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_of_64_bits_are_accepted() -> None:
+    assert load_config(Recipe, None, ["data.folder=x", f"steps={2**63 - 1}"]).steps == 2**63 - 1
 
 
 def test_types_that_are_accepted() -> None:
@@ -112,6 +121,65 @@ def test_optional_section(tmp_path: Path) -> None:
     assert load_config(Recipe, None, ["data.folder=x", "teacher.lr=2"]).teacher == Rate(lr=2.0)
     path = written(tmp_path, "data: {folder: x}\nteacher: null\n")
     assert load_config(Recipe, path).teacher is None
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "teacher"),
+    [
+        ("teacher: {}", [], Rate()),
+        ("", ["teacher={}"], Rate()),
+        ("", ["teacher={lr: 2}"], Rate(lr=2.0)),
+        ("teacher: {lr: 2}", ["teacher={}"], Rate(lr=2.0)),
+        ("teacher: {lr: 2}", ["teacher=null"], None),
+        ("teacher: {lr: 2}", ["teacher=null", "teacher={}"], Rate()),
+        ("teacher: null", ["teacher.lr=2"], Rate(lr=2.0)),
+        ("teacher: {}", ["teacher.lr=2", "teacher=null"], None),
+        ("teacher:", [], None),
+    ],
+)
+def test_an_optional_section_is_what_was_said_of_it_last(
+    text: str, overrides: list[str], teacher: Rate | None, tmp_path: Path
+) -> None:
+    path = written(tmp_path, f"data: {{folder: x}}\n{text}\n")
+    assert load_config(Recipe, path, overrides).teacher == teacher
+
+
+def test_an_empty_section_keeps_the_defaults_of_its_field(tmp_path: Path) -> None:
+    path = written(tmp_path, "data: {folder: x}\noptimiser: {}\n")
+    assert load_config(Recipe, path, ["optimiser={}"]).optimiser == Rate(lr=0.5)
+    with pytest.raises(CrocodilError, match=r"data\.folder has no value"):
+        load_config(Recipe, written(tmp_path, "data: {}\n"))
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    for text in ("steps: 3\nsteps: 4\n", "optimiser: {lr: 1, lr: 2}\n"):
+        with pytest.raises(
+            CrocodilError, match=r"run\.yaml: not valid YAML: the key '\w+' stands twice.*line"
+        ):
+            load_config(Recipe, written(tmp_path, f"data: {{folder: x}}\n{text}"))
+    merged = "data: {folder: x}\noptimiser: &o {lr: 2, schedule: off}\nteacher: {<<: *o, lr: 3}\n"
+    # a key that is brought in by `<<` is there to be overridden (and YAML reads a bare `off` as false)
+    config = load_config(Recipe, written(tmp_path, merged.replace("off", '"off"')))
+    assert config.teacher == Rate(lr=3.0, schedule="off")
+
+
+def bomb(kind: str) -> str:
+    """A value that a few lines make of billions of parts."""
+    if kind == "list":
+        return "x0: &x0 [a, b]\n" + "".join(f"x{i}: &x{i} [*x{i - 1}, *x{i - 1}]\n" for i in range(1, 60))
+    first = "x0: &x0 {a: 1, b: 2}\n"
+    return first + "".join(f"x{i}: &x{i} {{<<: [*x{i - 1}, *x{i - 1}]}}\n" for i in range(1, 60))
+
+
+@pytest.mark.parametrize("kind", ["list", "mapping"])
+def test_a_value_of_billions_of_parts_is_one_short_line(kind: str, tmp_path: Path) -> None:
+    indented = "".join(f"  {line}\n" for line in bomb(kind).splitlines())
+    for text in (f"data: {{folder: x}}\nsteps:\n{indented}", f"data:\n  folder: x\n{indented}"):
+        with pytest.raises(
+            CrocodilError, match="expected int, found a section|unknown key 'data.x0'"
+        ) as caught:
+            load_config(Recipe, written(tmp_path, text))
+        assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
 
 
 def test_a_value_without_default_must_be_given() -> None:

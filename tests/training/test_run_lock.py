@@ -68,18 +68,46 @@ def test_held_once_in_one_process_and_free_afterwards(tmp_path: Path) -> None:
     assert (tmp_path / "run" / LOCK).read_text() == ""
 
 
-def test_an_owner_on_another_host_lives_while_its_heart_beats(tmp_path: Path) -> None:
+def test_an_owner_on_another_host_lives_while_its_heart_beats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written_by_another_host(tmp_path, seconds_ago=STALE_SECONDS / 2)
+    polls = []
+
+    def sleep(seconds: float) -> None:
+        polls.append(seconds)
+        if len(polls) == 3:
+            os.utime(tmp_path / LOCK)
+
+    monkeypatch.setattr("crocodil.training.run_lock.time.sleep", sleep)
     with pytest.raises(CrocodilError, match="process 12 on elsewhere since 2020"):
         with run_lock(tmp_path):
             pass
+    assert len(polls) == 3
     written_by_another_host(tmp_path, seconds_ago=STALE_SECONDS * 2)
     with run_lock(tmp_path):
-        pass
+        assert len(polls) == 3
+
+
+@pytest.mark.parametrize("seconds_ago", [0.3, -1000.0])
+def test_an_owner_that_died_elsewhere_just_now_is_waited_for(
+    seconds_ago: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a scheduler meets it that starts a job anew at once; also where its clock was ahead."""
+    monkeypatch.setattr("crocodil.training.run_lock.STALE_SECONDS", 0.5)
+    monkeypatch.setattr("crocodil.training.run_lock.POLL_SECONDS", 0.02)
+    written_by_another_host(tmp_path, seconds_ago)
+    began = time.monotonic()
+    with run_lock(tmp_path):
+        assert time.monotonic() - began >= 0.5 - max(seconds_ago, 0) - 0.1
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert "process 12 on elsewhere held it just now; waiting up to" in caplog.text
 
 
 def test_heartbeat_renews_the_stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock of the file system: this machine's, which may be another one, says 1970."""
     monkeypatch.setattr("crocodil.training.run_lock.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("crocodil.training.run_lock.time.time", lambda: 0.0)
     with run_lock(tmp_path):
         os.utime(tmp_path / LOCK, (0, 0))
         deadline = time.monotonic() + 5
@@ -88,8 +116,9 @@ def test_heartbeat_renews_the_stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (tmp_path / LOCK).stat().st_mtime > 1
 
 
-def test_a_lock_cut_short_does_not_block(tmp_path: Path) -> None:
-    (tmp_path / LOCK).write_text('{"host": "else')
+@pytest.mark.parametrize("text", ['{"host": "else', "[" * 4096, "[1]", "7"])
+def test_a_lock_that_says_nothing_does_not_block(tmp_path: Path, text: str) -> None:
+    (tmp_path / LOCK).write_text(text)
     with run_lock(tmp_path):
         pass
 
