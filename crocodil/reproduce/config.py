@@ -15,6 +15,8 @@ from crocodil.training.config import load_config
 from crocodil.training.limits import LEAST_WINDOW, require_at_least
 
 PRESETS = Path(__file__).parent / "presets"
+SOURCES = ("programs", "comments", "manual", "descriptions", "headers", "javascript")
+"""Kinds of text that every installation has, see `measures/sources.py`."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,138 @@ class Ablations:
 
 
 @dataclass(frozen=True)
+class CaddModels:
+    """Models of CADD's figures, each a folder that `crocodil.load` opens; a figure leaves out what is not named here, and
+    says so. Those that are compared saw the same texts in the same order."""
+
+    mdm: str | None = None
+    """Masked diffusion, from scratch."""
+    cadd: str | None = None
+    """CADD, from scratch, for as many steps."""
+    finetuned: str | None = None
+    """CADD out of `mdm`."""
+    mdm_more: str | None = None
+    """`mdm`, trained on for as many steps as `finetuned`."""
+    mdm_small: str | None = None
+    """From here to `rho_root_E`, small ones: masked diffusion."""
+    reference: str | None = None
+    """CADD; what follows differs from it in one thing."""
+    reweight: str | None = None
+    concat: str | None = None
+    vp: str | None = None
+    mse_soft: str | None = None
+    mse_hard: str | None = None
+    rho_half: str | None = None
+    rho_double: str | None = None
+    rho_root_E: str | None = None
+    """ρ = √E, where nothing is forgotten until near t = 1."""
+    letters_mdm: str | None = None
+    """Of texts of 27 characters."""
+    letters_cadd: str | None = None
+    both: str | None = None
+    """Registers and latents in one demasker."""
+    registers_only: str | None = None
+    """The same model trained on for as many steps without latents."""
+    digits_mdm: str | None = None
+    """Of images."""
+    digits_cadd: str | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """CADD Table 1: images out of noise."""
+
+    images: int = 50_000
+    nfes: tuple[int, ...] = (512,)
+    hottest: float | None = 2.5
+    """Temperature at t = 1, from which it falls to 0 as a cosine; null is 1 throughout."""
+    corrector: float = 0.0
+    """The paper has one, and does not say how strong."""
+
+
+@dataclass(frozen=True)
+class Chains:
+    """How texts are written by CADD's sampler (CADD App. B.2). None ends before its window does."""
+
+    texts: int = 5000
+    length: int | None = None
+    """The model's window if left out."""
+    temperature: float = 1.0
+    estimate: Literal["hard", "soft", "drawn"] = "hard"
+
+
+@dataclass(frozen=True)
+class BySteps:
+    """CADD Fig. 3 and 4: against the number of sampling steps T."""
+
+    steps: tuple[int, ...] = (128, 256, 512, 1024, 4096)
+
+
+@dataclass(frozen=True)
+class ByDraws(BySteps):
+    """CADD Fig. 5 and 6: the same for every K, chains of latents of a text."""
+
+    draws: tuple[int, ...] = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Variants:
+    """CADD Tables 8 to 10: models that differ in one thing."""
+
+    steps: int = 1024
+    """T; the paper does not say."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """CADD Table 4: what a step costs."""
+
+    batch: int = 1
+    length: int | None = None
+    rounds: int = 50
+    """How often everything is timed, in alternation."""
+    draws: tuple[int, ...] = (1, 2, 3, 4)
+    steps: int = 8
+    """Steps of sampling in a round."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """CADD Tables 5 to 7."""
+
+    windows: int = 1000
+    samples: int = 128
+    """Evaluations of a text, for each of the two numbers."""
+    steps: int = 1024
+    """T of the sampler whose bound it is."""
+    sources: tuple[str, ...] = ()
+    """Names of `measures/sources.py`, or corpora as in training."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """CADD Table 12: a token's latent under another's mask."""
+
+    windows: int = 1000
+    """In each, one token."""
+    levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    examples: int = 3
+    """Programs that are shown."""
+    steps: int = 1024
+    """T of texts out of noise, of each ρ."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """Registers and latents in one demasker."""
+
+    windows: int = 1000
+    levels: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+    k: int = 8
+    steps: int = 64
+
+
+@dataclass(frozen=True)
 class ReproduceConfig:
     """Everything that says what is measured."""
 
@@ -205,6 +339,21 @@ class ReproduceConfig:
     appendix_c: Structure = field(default_factory=Structure)
     examples: Examples = field(default_factory=Examples)
     ablations: Ablations = field(default_factory=Ablations)
+    chains: Chains = field(default_factory=Chains)
+    cadd_fig3: BySteps = field(default_factory=BySteps)
+    cadd_fig4: BySteps = field(default_factory=BySteps)
+    cadd_fig5: ByDraws = field(default_factory=ByDraws)
+    cadd_fig6: ByDraws = field(default_factory=ByDraws)
+    cadd_table1: Pictures = field(default_factory=Pictures)
+    cadd_table4: Speed = field(default_factory=Speed)
+    cadd_table5: Likelihood = field(default_factory=lambda: Likelihood(sources=("letters",)))
+    cadd_table7: Likelihood = field(default_factory=lambda: Likelihood(sources=SOURCES))
+    cadd_table8: Variants = field(default_factory=Variants)
+    cadd_table9: Variants = field(default_factory=Variants)
+    cadd_table10: Variants = field(default_factory=Variants)
+    cadd_table12: Planted = field(default_factory=Planted)
+    cadd_both: Together = field(default_factory=Together)
+    cadd: CaddModels = field(default_factory=CaddModels)
 
     def __post_init__(self) -> None:
         """Refuse numbers that nothing can be measured with, before anything is opened."""
@@ -241,10 +390,21 @@ LEAST: dict[str, tuple[str, ...]] = {
     "appendix_b": ("draws",),
     "appendix_c": ("windows", "nfe"),
     "examples": ("nfe",),
+    "chains": ("texts",),
+    "cadd_table1": ("images",),
+    "cadd_table4": ("batch", "rounds", "steps"),
+    "cadd_table5": ("windows", "samples", "steps"),
+    "cadd_table7": ("windows", "samples", "steps"),
+    "cadd_table8": ("steps",),
+    "cadd_table9": ("steps",),
+    "cadd_table10": ("steps",),
+    "cadd_table12": ("windows", "steps"),
+    "cadd_both": ("windows", "k", "steps"),
 }
 """What must be 1 or more."""
 MASKED = (1e-3, 1.0)
 LENGTH = (LEAST_WINDOW, math.inf)
+MOST_STEPS = 1_000_000
 RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "synthesis": {"temperature": (0, 1e6)},
     "table1": {"length": LENGTH, "ks": (1, math.inf)},
@@ -261,6 +421,20 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "appendix_b": {"steps": (0, 1e6)},
     "appendix_c": {"t": MASKED},
     "examples": {"texts": (1, 100), "nfes": (1, math.inf), "length": LENGTH},
+    "chains": {"length": LENGTH, "temperature": (0, 1e6)},
+    "cadd_fig3": {"steps": (1, MOST_STEPS)},
+    "cadd_fig4": {"steps": (1, MOST_STEPS)},
+    "cadd_fig5": {"steps": (1, MOST_STEPS), "draws": (1, 1000)},
+    "cadd_fig6": {"steps": (1, MOST_STEPS), "draws": (1, 1000)},
+    "cadd_table1": {
+        "images": (10, math.inf),
+        "nfes": (1, MOST_STEPS),
+        "hottest": (0, 1e6),
+        "corrector": (0, 1e6),
+    },
+    "cadd_table4": {"length": LENGTH, "draws": (1, 1000)},
+    "cadd_table12": {"levels": MASKED, "examples": (0, 100)},
+    "cadd_both": {"levels": MASKED},
 }
 """Least and most of single numbers, and of those in lists, which must not be empty."""
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 
 import crocodil
+from crocodil.bundle import INDEX
 from crocodil.errors import CrocodilError
 from crocodil.metrics.bertscore import CODE_BERT_SCORE, Scorer, open_scorer
 from crocodil.metrics.generation import Judge, open_judge
@@ -29,10 +30,13 @@ from crocodil.sampler.demask import check
 from crocodil.text.windows import Sample
 
 MODELS = Path(crocodil.__file__).parent / "models"
+BUNDLED = "bundled/"
 MAIN = "model"
 """The name of the model that is reproduced; ablations have names of their own."""
 DENOISER = "denoiser:"
 """Before the name of an ablation: that model with the ablation's denoiser."""
+CADD = "cadd:"
+"""Before the name of a model of the configuration's section `cadd`."""
 
 
 class Task:
@@ -103,18 +107,32 @@ class Lab:
             main = self.model(MAIN)
             given = Path(_resolved(self.path_of(name.removeprefix(DENOISER))))
             return Model(main.autoencoder, main.vocabulary, main.window, main.name, given_denoisers=[given])
-        return load(_resolved(self.path_of(name)), self.device)
+        model = load(_resolved(self.path_of(name)), self.device)
+        if name.startswith(CADD) and model.K and not model.own_denoisers:
+            main = self.model(MAIN)
+            if model.fingerprint == main.fingerprint:  # the same registers, so the same denoisers
+                model.own_denoisers, model.given_denoisers = main.own_denoisers, main.given_denoisers
+        return model
 
-    def path_of(self, ablation: str) -> str:
-        """The folder of an ablation's model.
+    def path_of(self, name: str) -> str:
+        """The folder of an ablation's model, or of one of `cadd:`.
 
         Raises:
             CrocodilError: the configuration names none.
         """
-        path = getattr(self.config.ablations, ablation)
-        if path is None:
-            raise CrocodilError(f"ablations.{ablation} names no model")
-        return str(path)
+        section, models = "ablations", vars(self.config.ablations)
+        if name.startswith(CADD):
+            section, name, models = "cadd", name.removeprefix(CADD), vars(self.config.cadd)
+        if models[name] is None:
+            raise CrocodilError(f"{section}.{name} names no model")
+        return str(models[name])
+
+    def has(self, name: str) -> bool:
+        """Whether the configuration names a model of `cadd:`; one of the package must be there, too."""
+        path = getattr(self.config.cadd, name.removeprefix(CADD))
+        return path is not None and (
+            not path.startswith(BUNDLED) or (Path(_resolved(path)) / INDEX).is_file()
+        )
 
     @cached_property
     def judge(self) -> Judge:
@@ -194,10 +212,14 @@ class Lab:
             return f"{_weights(self.scorer.model)}/{self.scorer.layer}/{self.scorer.dtype}"
         model = self.model(name)
         parts: list[torch.nn.Module] = [model.augmented or model.demasker]
+        # what changes latents and is in no weight
+        latents = ""
+        if model.augmented is not None and model.augmented.latents is not None:
+            latents = f"/{model.augmented.latents.settled}"
         both = (model.denoisers.unconditional, model.denoisers.conditional)
         parts += [one.denoiser for one in both if one is not None]
         offsets = [one.largest_offset for one in both if one is not None]
-        return f"{model.fingerprint}/{'/'.join(map(_weights, parts))}/{offsets}"
+        return f"{model.fingerprint}/{'/'.join(map(_weights, parts))}/{offsets}{latents}"
 
 
 def everything_read(task: Task) -> set[str]:
@@ -219,7 +241,7 @@ def check_decoding(model: Model, length: int, nfe: int, block_size: int | None =
 
 def _resolved(name: str) -> str:
     """`bundled/NAME` is a model that comes with the package."""
-    return str(MODELS / name.removeprefix("bundled/")) if name.startswith("bundled/") else name
+    return str(MODELS / name.removeprefix(BUNDLED)) if name.startswith(BUNDLED) else name
 
 
 def _dtype(name: str) -> torch.dtype:

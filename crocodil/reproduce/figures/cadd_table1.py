@@ -1,0 +1,104 @@
+"""CADD Table 1: images out of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crocodil.reproduce import cadd_paper
+from crocodil.reproduce.cadd_models import LABELS, named, steps_told, wanted
+from crocodil.reproduce.figure import Chart, Column, Figure, Label, Line, Passage, Quote, Row
+from crocodil.reproduce.figures.cadd_fig3 import beside
+from crocodil.reproduce.lab import Lab
+from crocodil.reproduce.measures.pictures import (
+    DIGITS,
+    DrawnImages,
+    HeldOutImages,
+    drawn,
+    drawn_in_signs,
+    pixels,
+    possible,
+    seen,
+)
+
+MODELS = ("digits_mdm", "digits_cadd")
+REAL = "held-out digits"
+
+
+def there(lab: Lab) -> list[str]:
+    """The models of digits that there are."""
+    if not possible():
+        return []
+    return [name for name in named(lab, MODELS) if pixels(lab, name).space == DIGITS]
+
+
+def lines(lab: Lab) -> list[Line]:
+    found: list[Line] = []
+    for name in there(lab):
+        for nfe in sorted(set(lab.config.cadd_table1.nfes)):
+            found.append(Line({"method": LABELS[name], "NFE": nfe}, drawn(lab, name, nfe)))
+    if found:
+        found.append(Line({"method": REAL, "NFE": 0}, [HeldOutImages()]))
+    return found
+
+
+def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
+    mdm, cadd = ({"method": LABELS[name]} for name in MODELS)
+    found = [beside(rows, name, cadd, mdm, "NFE") for name in ("fid", "inception_score")]
+    return [*filter(None, found), *steps_told(lab, MODELS, "images")]
+
+
+def missing(lab: Lab) -> list[str]:
+    if not possible():
+        return ["Images are left out, as diffusers is not installed: `pip install crocodil[images]`."]
+    others = [name for name in named(lab, MODELS) if name not in there(lab)]
+    return wanted(lab, MODELS) + [
+        f"{LABELS[name]} is left out: cadd.{name} is of other images, for which crocodil has no network that sees them."
+        for name in others
+    ]
+
+
+def passages(lab: Lab, lines: Sequence[Line]) -> list[Passage]:
+    """The first digits of each model, at the most evaluations."""
+    last = {line.labels["method"]: line for line in lines}
+    return [
+        Passage("out of noise", f"{method}, NFE {line.labels['NFE']}" if method != REAL else REAL, drawn_in_signs(ids))
+        for method, line in last.items()
+        if isinstance(line.tasks[0], DrawnImages | HeldOutImages)
+        and (ids := lab.result(line.tasks[0]).tensors.get("ids_BN")) is not None
+    ]  # fmt: skip
+
+
+def quotes() -> tuple[Quote, ...]:
+    found = []
+    for method, scores in cadd_paper.TABLE_1.items():
+        values = {"fid": scores.fid}
+        if scores.inception_score is not None:
+            values["inception_score"] = scores.inception_score
+        labels: dict[str, Label] = {"method": method, "NFE": scores.nfe or "–"}
+        found.append(Quote(labels, values))
+    others = {nfe: fid for nfe, fid in cadd_paper.TABLE_11.items() if nfe != cadd_paper.TABLE_1["CADD"].nfe}
+    return (*found, *(Quote({"method": "CADD", "NFE": nfe}, {"fid": fid}) for nfe, fid in others.items()))
+
+
+FIGURE = Figure(
+    "cadd-table1",
+    "CADD, Table 1",
+    "Images out of noise",
+    "On CIFAR-10, CADD has the lowest FID and the highest Inception score of all methods that it is compared with.",
+    (
+        Column("fid", "FID ↓", 2),
+        Column("inception_score", "IS ↑", 2),
+    ),
+    lines,
+    lambda lab, line: seen(lab, line.tasks),
+    verdicts,
+    (Chart("digits, by NFE", "NFE", ("fid", "inception_score"), ("method",), log_x=True),),
+    quotes(),
+    missing,
+    passages,
+    notes=(
+        "Ours are of scikit-learn's digits, 8 x 8 pixels of 17 levels, seen by a small classifier of them and not by "
+        "Inception: they compare with one another alone. FID is the distance to the digits of training, and falls with "
+        "the number of images; the held-out digits are fewer.",
+    ),
+)
