@@ -406,7 +406,11 @@ BAD = {
     "layer norm": ("base-seed0", config(layer_norm_type="default"), "layer_norm_type = 'default'"),
     "swiglu": ("base-seed0", config(activation_type="swiglu"), "activation_type = 'swiglu'"),
     "biases": ("base-seed0", config(include_bias=True), "include_bias = True"),
-    "QKV biases": ("base-seed0", config(include_qkv_bias=True), "lacks model.transformer.blocks.0.k_proj.bias"),
+    "QKV biases": (
+        "base-seed0",
+        config(include_qkv_bias=True),
+        "lacks model.transformer.blocks.0.k_proj.bias",
+    ),
     "norm of queries": ("base-seed0", config(attention_layer_norm=True), "attention_layer_norm = True"),
     "norm of embeddings": ("base-seed0", config(input_emb_norm=True), "input_emb_norm = True"),
     "scaled logits": ("base-seed0", config(scale_logits=True), "scale_logits = True"),
