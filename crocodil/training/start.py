@@ -30,7 +30,7 @@ from crocodil.training.state import load_values
 
 EXPORTS = ("export", "adapters")
 """What a run writes at its end."""
-_SHOWN = 4
+_SHOWN = 3
 """Differences that a message names."""
 _log = logging.getLogger(__name__)
 
@@ -136,7 +136,13 @@ def _read(
             f"{checkpoint} was trained on other texts ({trained_on}) than data.source gives now ({corpus}), or on "
             "another task; give what the run began with, or begin a new one from the trained weights with start="
         )
-    _compare(checkpoint, values.get("config", {}), flat(config), (*MAY_CHANGE, *may_change))
+    _compare(
+        checkpoint,
+        values.get("config", {}),
+        flat(config),
+        flat(type(config)()),
+        (*MAY_CHANGE, *may_change),
+    )
     if origin:
         if "origin" not in values:
             _tell(
@@ -168,9 +174,15 @@ def check_origin(checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, 
 
 
 def _compare(
-    checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any], may_change: Sequence[str]
+    checkpoint: Path,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    may_change: Sequence[str],
 ) -> None:
-    """Tell what is different where it may be; refuse where it may not."""
+    """Tell what is different where it may be; refuse where it may not. A checkpoint of an earlier version does not have
+    every field: there it was trained with the default."""
+    before = {**{key: value for key, value in defaults.items() if _is_new(key, before)}, **before}
     different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     free = [
         key
@@ -189,10 +201,18 @@ def _compare(
         )
 
 
+def _is_new(key: str, before: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint says nothing of a field, be it a section that was null or one that is now."""
+    sections = [key.rsplit(".", i)[0] for i in range(key.count(".") + 1)]
+    return not any(one in before for one in sections) and not any(
+        other.startswith(f"{key}.") for other in before
+    )
+
+
 def _some(differences: Sequence[str]) -> str:
     """A few of many: another recipe's checkpoint differs in everything."""
     more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-    return "; ".join(f"{one:.120}" for one in differences[:_SHOWN]) + more
+    return "; ".join(f"{one:.300}" for one in differences[:_SHOWN]) + more
 
 
 def _tell(message: str) -> None:

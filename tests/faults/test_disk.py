@@ -124,7 +124,7 @@ def test_too_little_room_is_seen_before_a_byte_is_written(
     run = tmp_path / "other" / "run"
     fault = Fault(("disk_says", 1000, 1), ("at", 2, FORWARD))
     job = trials.begin(run, *SHORT, faults=[fault]).done()
-    assert "step 3: checkpoint not written" in job.err() and "0.0 GB are free" in job.err()
+    assert "step 3: checkpoint not written" in job.err() and "1.0 kB are free" in job.err()
     assert steps_saved(run) == [4, 6, 9, 12]
     assert numbers(run) == records(short) and exported(run) == exported(short)
 

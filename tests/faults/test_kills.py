@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from crocodil.training.checkpoints import checkpoint_step, damage, latest
+from crocodil.training.checkpoints import checkpoint_name, checkpoint_step, damage, latest
 from tests.faults.nursery import Fault, Job
 from tests.faults.trials import (
     SAVE_EVERY,
@@ -22,6 +22,7 @@ from tests.faults.trials import (
     assert_identical,
     checkpoint,
     draws,
+    half_written,
     losses,
     steps_saved,
 )
@@ -111,8 +112,8 @@ def test_killed_at_random_bytes_of_a_checkpoint(
         fault = Fault(("die_at_byte", byte), ("before", *point))
         assert trials.begin(run, "--resume", faults=[fault]).wait() == [XFSZ], (step, file, byte)
         assert newest(run) == step - SAVE_EVERY
-        assert (run / f".step-{step:08d}.writing").exists()
-        assert (run / f".step-{step:08d}.writing" / file).exists() == (file != "manifest.json")
+        (half,) = half_written(run, checkpoint_name(step))
+        assert (half / file).exists() == (file != "manifest.json")
     trials.train(run, "--resume")
     assert_identical(run, control)
     assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
@@ -146,7 +147,7 @@ POINTS = [
     (("after", f"{CHECKPOINTS}:_describe_files"), "old"),  # all flushed, no manifest
     (("before", f"{CHECKPOINTS}:write_atomically"), "old"),
     (("after", f"{CHECKPOINTS}:write_atomically"), "old"),  # the manifest is there, the name is not
-    (("after", f"{CHECKPOINTS}:_retire"), "old"),  # just before the rename
+    (("before", f"{CHECKPOINTS}:_put"), "old"),  # just before the rename
     (("after", f"{CHECKPOINTS}:os.rename"), "new"),
     (("before", "crocodil.training.run:prune"), "new"),
     (("after", f"{CHECKPOINTS}:os.rename", 2), "new"),  # the old one has its name no more

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crocodil.training.checkpoints import checkpoint_step, latest
+from crocodil.training.checkpoints import latest
 from tests.faults.nursery import Fault
 from tests.faults.trials import (
     SHORT,
@@ -22,6 +22,7 @@ from tests.faults.trials import (
     records,
     same,
     state,
+    steps_saved,
 )
 
 FORWARD = "forward and backward"
@@ -40,10 +41,16 @@ def skipped(run: Path) -> list[dict[str, object]]:
 def test_a_loss_that_is_no_number_on_one_rank_is_dropped_on_all(
     bad: str, step: int, trials: Trials, tmp_path: Path
 ) -> None:
-    """F17, in both stages: weights, moments and average are bit-equal across the step, its texts are written down."""
+    """F17, in both stages: weights, moments and average are bit-equal across the step, its texts are written down.
+
+    Right after such a step a checkpoint is made only for a run that is asked to stop, as this one is.
+    """
     run, seen = tmp_path / "run", tmp_path / "seen"
     faults = [Fault(("scale_loss", [step], bad), rank=1), Fault(("write_down_samples", str(seen)), rank=0)]
-    trials.train(run, *SHORT, "save_every=1", faults=faults, **TWO)
+    stop = Fault(("kill", signal.SIGTERM), ("at", step, FORWARD))
+    trials.train(run, *SHORT, "save_every=1", "keep=20", faults=[*faults, stop], **TWO)
+    assert steps_saved(run)[-1] == step + 1
+    trials.train(run, *SHORT, "save_every=1", "keep=20", "--resume", **TWO)
     before, after, then = (state(checkpoint(run, step + i)) for i in range(3))
     assert same(before, after) and not same(after, then)
     (told,) = skipped(run)
@@ -62,10 +69,16 @@ def test_five_in_a_row_end_the_run(trials: Trials, pair: Path, tmp_path: Path) -
     for rank in (0, 1):
         line = one_line(job, rank)
         assert "step 11: the loss is nan, and 5 steps in a row did not count" in line
-        assert "the weights are those before step 7" in line and "--resume and a lower optimiser.lr" in line
-    assert job.err().count("did not count: the loss is nan") == 4
+        assert (
+            "the weights are those before step 7" in line
+            and "saved in" in line
+            and "--resume and a lower optimiser.lr" in line
+        )
+    assert job.err().count("did not count: the loss is nan") == 5
+    assert [record["step"] for record in skipped(run)] == [7, 8, 9, 10, 11]
+    assert steps_saved(run) == [3, 6, 11]  # none at 9: it would push out a good one
     found = latest(run)
-    assert found is not None and checkpoint_step(found) == 9
+    assert found is not None
     assert same(
         state(found), state(checkpoint(pair, 6)) | {k: v for k, v in state(found).items() if "llada" in k}
     )

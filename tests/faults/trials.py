@@ -84,6 +84,11 @@ def steps_saved(run: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in run.glob("step-*"))
 
 
+def half_written(run: Path, name: str) -> list[Path]:
+    """What killed writers of `run/name` have left."""
+    return list(run.glob(f".{name}.*.writing"))
+
+
 def records(run: Path) -> list[dict[str, Any]]:
     """All that a run measured, how fast it was left out."""
     everything = read_metrics(run / METRICS)
