@@ -5,12 +5,13 @@ The configuration of `recipes/train_cadd.py` and the module that is built of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from crocodil import joint
 from crocodil.autoencoder import Autoencoder, Batch, Corruption
 from crocodil.bundle import open_augmented, resolve
 from crocodil.cadd.demasker import AugmentedDemasker
@@ -158,6 +159,23 @@ def _latents(config: CaddRecipe, host: UnguidedDemasker | GuidedDemasker) -> Tok
         return None
     sizes, table_VE = host.llada.config, host.llada.model.transformer.wte.weight
     return TokenLatents(config.latents, sizes.vocab_size, sizes.d_model).initialise(table_VE)
+
+
+def origin(module: Augmented, vocabulary: Vocabulary, frozen: bool) -> dict[str, Any]:
+    """What decides what a checkpoint's weights compute, and is not in them: what the model at `init` brought along.
+
+    Args:
+        frozen: the encoder is not trained, and so in no checkpoint.
+    """
+    demasker, autoencoder = module.demasker, module.autoencoder
+    found = joint.origin_of_demasker(demasker.llada, vocabulary)
+    if autoencoder is not None:
+        found = joint.origin(autoencoder, vocabulary)
+        if frozen:
+            found["encoder"] = autoencoder.encoder.fingerprint(vocabulary.fingerprint)
+    if demasker.latents is not None:
+        found |= {f"latents.{name}": value for name, value in asdict(demasker.latents.settled).items()}
+    return found
 
 
 def blueprint(config: CaddRecipe, llada: LLaDAConfig) -> Augmented:

@@ -111,18 +111,9 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over every weight and setting of the encoder and the vocabulary: whose registers these are."""
-        digest = hashlib.blake2b(self.vocabulary.fingerprint.encode(), digest_size=8)
         if self._autoencoder is None:
-            return digest.hexdigest()
-        encoder = self._autoencoder.encoder
-        config = encoder.backbone.config
-        rope = [config.rope_parameters.get(key) for key in ("rope_type", "rope_theta", "factor")]
-        # what changes registers and is in no weight
-        digest.update(repr([rope, config.hidden_act, config.rms_norm_eps, encoder.suffix_from]).encode())
-        for name, tensor in sorted(encoder.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+            return hashlib.blake2b(self.vocabulary.fingerprint.encode(), digest_size=8).hexdigest()
+        return self._autoencoder.encoder.fingerprint(self.vocabulary.fingerprint)
 
     @torch.no_grad()
     def encode(

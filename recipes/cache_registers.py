@@ -23,7 +23,7 @@ from crocodil.text.data import DataConfig, Texts
 from crocodil.text.windows import Windows
 from crocodil.training.accelerators import accelerator, leave
 from crocodil.training.config import parse_arguments
-from crocodil.training.limits import require_at_least
+from crocodil.training.limits import check_path, require_at_least
 from crocodil.training.loop import LoopConfig
 from crocodil.training.ranks import broadcast, gather
 from crocodil.training.run_lock import run_lock
@@ -55,6 +55,7 @@ class CacheRecipe:
     """Measure a few windows, say bytes and hours, write nothing."""
 
     def __post_init__(self) -> None:
+        check_path("out", self.out)
         require_at_least(0, self, "seed")
         require_at_least(1, self, "shard_samples")
         for name in ("k", "limit"):

@@ -47,10 +47,9 @@ def train(config: CaddRecipe, ranks: Accelerator, resume: str | None) -> None:
     # What is learned, and from what.
     task = TextTask(config, ranks) if config.images is None else ImageTask(config, ranks)
 
-    # Engine, and where it goes on. Weights that train are in the checkpoint, so it does not matter where they came from.
-    from_checkpoint = () if config.registers and not config.train_encoder else ("init",)
-    start = find_start(config, resume, task.digest, from_checkpoint)
-    with Run(config, ranks, start, task.digest, task.unit) as run:
+    # Engine, and where it goes on. The model at `init` may have moved; another one is refused.
+    start = find_start(config, resume, task.digest, ("init",), task.origin)
+    with Run(config, ranks, start, task.digest, task.unit, task.origin) as run:
         run.beat(start.step, "building the engine")
         is_fixed = lambda name: name.startswith("encoder.") and not config.train_encoder  # noqa: E731
         engine = Engine(

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from crocodil.autoencoder import Draw
+from crocodil.bundle import check_values
 from crocodil.demasker.masking import mask
 from crocodil.denoiser.dit import PRESETS, Denoiser, DenoiserConfig
 from crocodil.denoiser.loss import DenoiserLoss, NoisyRegisters, draw_base_time, noisy
@@ -194,8 +195,9 @@ def train(config: DenoiserRecipe, ranks: Accelerator, resume: str | None) -> Non
         def write(directory: Path, module: DenoiserLoss) -> None:
             said = asdict(config) | ({"preset": None} if config.start is not None else {})
             record = {"recipe": "train_denoiser", "steps": run.start.step, "config": said}
-            whole = replace(trained, denoiser=module.denoiser)
-            save_denoiser(directory, whole, getattr(torch, config.export_dtype), record)
+            whole, dtype = replace(trained, denoiser=module.denoiser), getattr(torch, config.export_dtype)
+            check_values(whole.denoiser, dtype)
+            save_denoiser(directory, whole, dtype, record)
 
         run.export(engine, write)
 

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from crocodil.bundle import check_values
 from crocodil.errors import CrocodilError, one_line_errors
 from crocodil.metrics.cost import encoder_flops
 from crocodil.shards import save_tensors
@@ -270,7 +271,11 @@ def save_judge(
     Args:
         dtype: of the weights on disk.
         trained: how it was made, for the record: written to training.json and README.md.
+
+    Raises:
+        CrocodilError: see `check_values`.
     """
+    check_values(model, getattr(torch, dtype))
     # the head is the embedding, and transformers ties them again
     weights = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     save_tensors(weights, folder, dtype=getattr(torch, dtype))

@@ -9,6 +9,7 @@ Shape letters: B texts, T packed positions, K registers, D register width.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -159,6 +160,22 @@ class RegisterEncoder(nn.Module):
     def recompute(self) -> None:
         """Keep one activation a layer, and compute the others again in backward; in training mode only."""
         self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def fingerprint(self, vocabulary: str) -> str:
+        """16 hex digits over every weight and setting that registers depend on.
+
+        Args:
+            vocabulary: the fingerprint of what gives it ids.
+        """
+        digest = hashlib.blake2b(vocabulary.encode(), digest_size=8)
+        config = self.backbone.config
+        rope = [config.rope_parameters.get(key) for key in ("rope_type", "rope_theta", "factor")]
+        # what changes registers and is in no weight
+        digest.update(repr([rope, config.hidden_act, config.rms_norm_eps, self.suffix_from]).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def register_norm(self) -> float:

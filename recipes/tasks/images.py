@@ -27,6 +27,7 @@ class ImageTask:
     """Images, and a demasker of their pixels."""
 
     unit = "pixels"
+    origin = None  # all that a checkpoint's weights compute is in the configuration
 
     def __init__(self, config: CaddRecipe, ranks: Accelerator) -> None:
         assert config.images is not None

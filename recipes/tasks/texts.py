@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from crocodil.augmented import Augmented, CaddRecipe, build
+from crocodil.augmented import Augmented, CaddRecipe, build, origin
 from crocodil.autoencoder import Batch, at_level, corrupt
 from crocodil.bundle import save_autoencoder, save_unguided
 from crocodil.cadd.demasker import seeded
@@ -48,6 +48,8 @@ class TextTask:
         self._validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]
         self._order = lru_cache(maxsize=2)(self._windows.order)
         self.digest = self._windows.tokens.digest
+        frozen = config.registers and not config.train_encoder
+        self.origin = origin(self.module, self._vocabulary, frozen)
         self.told = f"{len(self._windows):,} training windows, {len(held_out):,} held out"
 
     def prepare(self, step: int) -> tuple[list[int], list[Batch]]:

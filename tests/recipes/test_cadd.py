@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import crocodil
 from crocodil.augmented import CaddRecipe
@@ -77,11 +78,11 @@ def test_two_ranks_are_the_training_of_one(cadd: Path, texts: Path, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["zero2.yaml", "zero3_cpu2.yaml", "fsdp2.yaml"])
-@pytest.mark.parametrize("fusion", ["add", "concat"])
-def test_every_engine_trains_the_same(engine: str, fusion: str, texts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["latents.fusion=add", "latents.fusion=concat", "objective.squared=soft"])
+def test_every_engine_trains_the_same(engine: str, option: str, texts: Path, tmp_path: Path) -> None:
     runs = tmp_path / "one", tmp_path / "two"
     # the average of weights is not kept under engines that take weights apart
-    options = [*TINY_CADD, "ema=0", f"latents.fusion={fusion}"]
+    options = [*TINY_CADD, "ema=0", option]
     for run, where, ranks in ((runs[0], "cpu.yaml", None), (runs[1], engine, 2)):
         launch("train_cadd.py", where, f"run={run}", *common(texts, run), *options, ranks=ranks)
     assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-5)
@@ -131,6 +132,29 @@ def test_registers_and_latents_in_one_demasker(one_rank: Path, texts: Path, tmp_
     registers = after.encode("def f(x):\n")
     assert torch.equal(registers.values_WKD, before.encode("def f(x):\n").values_WKD)
     assert after.decode(registers, nfe=4) and after.generate(1, method="cadd", nfe=4)
+
+
+def test_a_run_goes_on_with_the_encoder_that_it_began_with(
+    one_rank: Path, texts: Path, tmp_path: Path
+) -> None:
+    """A frozen encoder is in no checkpoint. The model may have moved."""
+    run, moved, other = tmp_path / "run", tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(one_rank / "export", moved)
+    shutil.copytree(one_rank / "export", other)
+    weights = other / "encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    next(iter(tensors.values())).add_(1)
+    save_file(tensors, weights, {"format": "pt"})
+    options = ["registers=true", *common(texts, run), *TINY_CADD, "save_every=2"]
+    launch("train_cadd.py", "cpu.yaml", f"run={run}", f"init={one_rank / 'export'}", *options)
+    shutil.rmtree(run / "step-00000003")
+    shutil.rmtree(run / "export")
+    refused = launch(
+        "train_cadd.py", "cpu.yaml", f"run={run}", f"init={other}", *options, "--resume", check=False
+    )
+    assert refused.returncode != 0 and "belongs to another model" in refused.stderr
+    done = launch("train_cadd.py", "cpu.yaml", f"run={run}", f"init={moved}", *options, "--resume")
+    assert "from step 2" in done.stderr
 
 
 def test_without_latents_it_is_masked_diffusion(base: Path, texts: Path, tmp_path: Path) -> None:
