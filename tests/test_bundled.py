@@ -93,3 +93,37 @@ def test_it_writes_new_texts_and_keeps_a_prompt() -> None:
     assert crocodil.generate(seed=8, **options)[0].text == texts[1]
     prompt = "def area(radius):\n"
     assert crocodil.generate(prompt=prompt, **options)[0].text.startswith(prompt)
+
+
+def test_a_demasker_with_latents_and_one_without_are_there() -> None:
+    """`crocodil generate --method cadd` takes the one, and measures are taken of both."""
+    cadd, mdm = crocodil.load("bundled/cadd"), crocodil.load("bundled/mdm")
+    assert cadd.augmented is not None and mdm.augmented is None
+    for model in (cadd, mdm):
+        folder = BUNDLED.parent / ("cadd" if model is cadd else "mdm")
+        assert sum(path.stat().st_size for path in folder.rglob("*")) < 6 * 2**20
+        assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
+    one, two = crocodil.generate(2, method="cadd", nfe=16, seed=7)
+    assert crocodil.generate(method="cadd", nfe=16, seed=8)[0].text == two.text != one.text
+
+
+def test_latents_tell_the_demasker_of_masked_tokens() -> None:
+    """On programs it was not trained on, with half of the tokens masked."""
+    model = crocodil.load("bundled/cadd")
+    demasker, noise = model.augmented, torch.Generator().manual_seed(0)
+    assert demasker is not None and demasker.latents is not None
+    texts = [path.read_text("utf-8") for path in sorted((BUNDLED / "examples").glob("*.py"))]
+    pieces = [split_text(text, model.vocabulary, 128)[0] for text in texts]
+    ids_BN = torch.tensor([ids for ids in pieces if len(ids) == 126])
+    is_masked_BN = torch.rand(ids_BN.shape, generator=noise) < 0.5
+    visible_BN = ids_BN.masked_fill(is_masked_BN, model.vocabulary.mask_id)
+    right = {}
+    for whose, known_BN in {"its own": ids_BN, "another's": ids_BN.roll(1, 0)}.items():
+        clean_BNE = demasker.latents.clean(demasker.llada.embed(known_BN))
+        noisy_BNE = 0.5 * clean_BNE + 0.5 * torch.randn(clean_BNE.shape, generator=noise)
+        of_text_BNE = demasker.latents.clean(demasker.llada.embed(ids_BN))
+        z_BNE = torch.where(is_masked_BN[..., None], noisy_BNE, of_text_BNE)
+        with torch.no_grad():
+            found_R = demasker.logits(visible_BN, is_masked_BN, None, z_BNE, 0.5).argmax(-1)
+        right[whose] = (found_R == ids_BN[is_masked_BN]).float().mean()
+    assert len(ids_BN) > 4 and right["its own"] > right["another's"] + 0.1, right

@@ -232,6 +232,12 @@ def test_settings_whose_export_could_not_be_loaded_are_refused(
         load_config(recipe, None, overrides)
 
 
+@pytest.mark.parametrize("out", ["", "a\0b"])
+def test_registers_go_into_a_folder_that_has_a_name(out: str) -> None:
+    with pytest.raises(CrocodilError, match="^out is "):
+        CacheRecipe(out=out)
+
+
 def test_every_shipped_configuration_is_valid() -> None:
     recipes = {
         "cadd": CaddRecipe,
