@@ -54,6 +54,8 @@ SAMPLING = {
     4: Cost(1_417, 1.162, 24.417, 7.470),
 }
 """Table 4 by K. 1,417 tokens a second is as printed; the text says that the cost is linear, which would be 11,800."""
+MISPRINTED = 4
+"""The K whose tokens a second are those."""
 
 TABLE_5 = {
     "AR": 1.23,

@@ -9,18 +9,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from crocodil.metrics.bootstrap import Estimate
-from crocodil.reproduce.figure import Chart, Column, Label, Row
+from crocodil.reproduce.figure import NOWHERE, Chart, Column, Label, Row, Sheet
 from crocodil.reproduce.result import Result
 
 COLOURS = ("#1f6b54", "#c8553d", "#3d5a98", "#b8860b", "#7a4b94", "#4d9078", "#8a5a44", "#5d676a")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK, SOFT, LINE = "#22282a", "#5d676a", "#d9d7ce"
+EDGES = (":", "--", "-.")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1, 1.5)))
 PANEL, WIDE = (4.1, 3.1), 6.4
 """Inches; the width of a picture of one panel, with its legend beside it."""
 DECADE = 10
 LEGEND_INCHES, LETTER = 0.75, 0.068
 """Width of a legend's entry without its words, and of a letter."""
+CROWDED = 11.5
+"""Letters of an inch, at most, where names of bars stand side by side; longer ones are turned."""
+PAPER = "the paper"
+PIXEL, GAP, BARE = 8, 1, 255
+"""Of images: the side of a pixel, pixels between two, and the level of what is between."""
 DPI = 160
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -55,19 +61,17 @@ class Picture:
 
 
 def draw(result: Result) -> list[Picture]:
-    """A picture for each chart that has something to show. The same result gives the same bytes."""
-    return [_picture(result.name, chart, result.rows_of(chart), panels) for chart, panels in result.drawn()]
+    """A picture for each chart that has something to show, and for each sheet. The same result gives the same bytes."""
+    charts = [_picture(result.name, chart, result.rows_of(chart), panels) for chart, panels in result.drawn()]
+    return charts + [_sheet(result.name, sheet) for sheet in result.sheets]
 
 
 def _picture(name: str, chart: Chart, rows: Sequence[Row], panels: Sequence[Column]) -> Picture:
     import matplotlib  # here, because it takes a second that other verbs need not wait for
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
 
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"{name} {chart.title}"}):
         width = WIDE if len(panels) == 1 else PANEL[0] * len(panels)
-        canvas = Canvas(figsize=(width, PANEL[1]), layout="constrained")
-        FigureCanvasAgg(canvas)
+        canvas = _canvas(width, PANEL[1])
         axes = canvas.subplots(1, len(panels), squeeze=False)[0]
         for ax, column in zip(axes, panels, strict=True):
             (_bars if chart.kind == "bars" else _curves)(ax, chart, rows, column)
@@ -81,16 +85,57 @@ def _picture(name: str, chart: Chart, rows: Sequence[Row], panels: Sequence[Colu
                 ax.yaxis.set_minor_formatter(lambda value, at: "")
             elif _begins_at_zero(lows):
                 ax.set_ylim(bottom=0)
-        handles, labels = axes[0].get_legend_handles_labels()
-        if len(set(labels)) > 1:
+        # a panel may show what another has no number of
+        known = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
+        dressed = {words: handle for pairs in known for handle, words in pairs}
+        labels, handles = list(dressed), list(dressed.values())
+        if len(labels) > 1 or PAPER in labels:
             entry = LEGEND_INCHES + LETTER * max(map(len, labels))
             place = "outside right upper" if len(panels) == 1 else "outside lower center"
             ncols = 1 if len(panels) == 1 else max(1, min(len(labels), int(width / entry)))
             canvas.legend(handles, labels, loc=place, ncols=ncols)
-        svg, png = io.StringIO(), io.BytesIO()
-        canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-        canvas.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-    return Picture(chart.title, svg.getvalue(), png.getvalue())
+        return _saved(canvas, chart.title)
+
+
+def _canvas(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(canvas)
+    return canvas
+
+
+def _saved(canvas: Any, title: str) -> Picture:
+    svg, png = io.StringIO(), io.BytesIO()
+    canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    canvas.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    return Picture(title, svg.getvalue(), png.getvalue())
+
+
+def _sheet(name: str, sheet: Sheet) -> Picture:
+    import matplotlib
+    import numpy as np
+
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"{name} {sheet.title}"}):
+        strips = []
+        for images in sheet.rows:
+            levels = [
+                255 - np.frombuffer(bytes.fromhex(one), np.uint8).reshape(-1, sheet.width) for one in images
+            ]
+            framed = [np.pad(one, GAP, constant_values=BARE) for one in levels]
+            strips.append(np.hstack(framed).repeat(PIXEL, 0).repeat(PIXEL, 1))
+        height = 0.2 + sum(WIDE * 0.8 * strip.shape[0] / strip.shape[1] + 0.25 for strip in strips)
+        canvas = _canvas(WIDE, height)
+        axes = canvas.subplots(len(strips), 1, squeeze=False)[:, 0]
+        for ax, title, strip in zip(axes, sheet.names, strips, strict=True):
+            ax.imshow(strip, cmap="gray", vmin=0, vmax=255, interpolation="none")
+            ax.set_title(title)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
+            ax.grid(False)
+        return _saved(canvas, sheet.title)
 
 
 def _curves(ax: Any, chart: Chart, rows: Sequence[Row], column: Column) -> None:
@@ -112,6 +157,12 @@ def _curves(ax: Any, chart: Chart, rows: Sequence[Row], column: Column) -> None:
                 *zip(*printed, strict=True), linestyle=":", marker=mark, markerfacecolor="white", color=colour,
                 linewidth=1.1, label=f"{name}, paper",
             )  # fmt: skip
+    # what has no place on the axis, as real texts, is an edge to measure curves by
+    edges_of = [r for r in rows if column.name in r.values and not _is_place(r.labels[chart.x], chart.log_x)]
+    for at, row in enumerate(edges_of):
+        words = [_say(name, value) for name in chart.curves if (value := row.labels[name]) != NOWHERE]
+        height, dash = _scaled(row.values[column.name].value, column), EDGES[at % len(EDGES)]
+        ax.axhline(height, color=SOFT, linestyle=dash, linewidth=1.2, label=", ".join(words))
     ax.set_xlabel(chart.x_heading or chart.x)
     places = sorted({float(row.labels[chart.x]) for row in shown})
     if chart.log_x and places:
@@ -139,9 +190,19 @@ def _bars(ax: Any, chart: Chart, rows: Sequence[Row], column: Column) -> None:
         printed = [
             (x, row.paper[column.name]) for x, row in zip(xs, group, strict=True) if column.name in row.paper
         ]
-        for x, value in printed:
-            ax.plot(x, _scaled(value, column), "D", markerfacecolor="white", color=INK)
-    ax.set_xticks(range(len(places)), [str(place).replace(" ", "\n", 1) for place in places])
+        if printed:
+            xs, ys = [x for x, _ in printed], [_scaled(value, column) for _, value in printed]
+            label = PAPER if PAPER not in ax.get_legend_handles_labels()[1] else None
+            ax.plot(xs, ys, "D", markerfacecolor="white", color=INK, label=label)
+    names = [str(place) if "=" in str(place) else str(place).replace(" ", "\n", 1) for place in places]
+    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+    crowded = len(places) * longest > CROWDED * ax.figure.get_figwidth() / len(ax.figure.axes)
+    if crowded:
+        names = list(map(str, places))
+    ax.set_xticks(range(len(places)), names)
+    if crowded:
+        for name in ax.get_xticklabels():
+            name.set(rotation=30, ha="right", rotation_mode="anchor")
     ax.grid(False, axis="x")
 
 

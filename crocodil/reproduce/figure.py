@@ -10,6 +10,8 @@ from crocodil.metrics.bootstrap import Estimate
 from crocodil.reproduce.lab import Lab, Task
 
 Label = str | int | float
+NOWHERE = "–"
+"""A label of what has no place on an axis."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,18 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class Sheet:
+    """Grey images to look at, a row for each of a few names."""
+
+    title: str
+    names: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    """Of each name its images: two hexadecimal digits a pixel, 00 white and ff black."""
+    width: int
+    """Pixels of an image's row."""
+
+
+@dataclass(frozen=True)
 class Figure:
     """A figure or table of the paper."""
 
@@ -115,6 +129,9 @@ class Figure:
     passages: Callable[[Lab, Sequence[Line]], list[Passage]] = lambda lab, lines: []
     notes: tuple[str, ...] = ()
     """What has to be known to read the table."""
+    sheets: Callable[[Lab, Sequence[Line]], list[Sheet]] = lambda lab, lines: []
+    counted: str = "texts"
+    """What a number rests on several of."""
 
 
 def pick(rows: Sequence[Row], **labels: Label) -> list[Row]:

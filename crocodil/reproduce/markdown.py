@@ -31,11 +31,21 @@ def render(results: Sequence[Result], pictures: Mapping[str, Sequence[str]]) -> 
         "Written by `crocodil reproduce`; a change by hand is lost with the next run.\n",
         f"```sh\n{command(results)}\n```\n",
         f"Model `{_plain(head.model)}`: {sizes} parameters. {judges(results)}Held-out texts: {texts}. Seed {head.seed}, "
-        f"configuration {head.config_hash}. {versions}; {_plain(head.device)}. In brackets: 95 % intervals by bootstrap "
-        "over texts, widened for few; a verdict takes for different what lies beyond them.\n",
+        f"configuration {_each('config_hash', results)}. {versions}; {_each('device', results)}. In brackets: 95 % "
+        "intervals by bootstrap over texts, widened for few; a verdict takes for different what lies beyond them.\n",
         overview(results),
     ]
     return "\n".join(parts + [section(result, pictures.get(result.name, ())) for result in results])
+
+
+def _each(name: str, results: Sequence[Result]) -> str:
+    """What all figures say of one thing; where they say several, which one is whose first."""
+    first: dict[str, str] = {}
+    for result in results:
+        first.setdefault(_plain(getattr(result.provenance, name)), result.place)
+    return ", ".join(
+        value if at == 0 else f"from {place} on {value}" for at, (value, place) in enumerate(first.items())
+    )
 
 
 def judges(results: Sequence[Result]) -> str:
@@ -87,8 +97,8 @@ def section(result: Result, pictures: Sequence[str]) -> str:
     """One figure."""
     parts = [f"## {heading(result)}\n", f"The paper: {result.finding}\n"]
     parts += [
-        f"![{result.title}: {chart.title}]({path})\n"
-        for chart, path in zip(result.charts, pictures, strict=False)
+        f"![{result.title}: {title}]({path})\n"
+        for title, path in zip(result.pictures(), pictures, strict=False)
     ]
     remarks = [*result.verdicts, *result.missing]
     if remarks:
@@ -122,12 +132,13 @@ def table(result: Result) -> str:
 
 
 def texts(result: Result) -> str:
-    """How many texts the numbers rest on."""
+    """How many texts, or whatever else, the numbers rest on."""
     counts = {one.n for row in result.rows for one in row.values.values()}
     if not counts:
         return ""
     least, most = min(counts), max(counts)
-    return f"{least:,} texts a number. " if least == most else f"{least:,} to {most:,} texts a number. "
+    count = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    return f"{count} {result.counted} a number. "
 
 
 def quotes(result: Result) -> str:

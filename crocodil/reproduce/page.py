@@ -18,7 +18,7 @@ from crocodil.report import page as report
 from crocodil.report.diff import ISLAND, NEWLINE
 from crocodil.report.palette import step_colour
 from crocodil.report.visible import visible
-from crocodil.reproduce.figure import AGREES, DIFFERS, Chart, Column, Label, Passage
+from crocodil.reproduce.figure import AGREES, DIFFERS, Column, Label, Passage
 from crocodil.reproduce.figures.examples import BETWEEN, BY_K, BY_NFE, NEW
 from crocodil.reproduce.markdown import command, interval, label, number
 from crocodil.reproduce.result import Result
@@ -46,7 +46,8 @@ def render(results: Sequence[Result], pictures: Mapping[str, Sequence[str]]) -> 
 
     Args:
         results: at least one, in the order of the page.
-        pictures: by a result's name, an SVG document for each of its charts that has something to show, in order.
+        pictures: by a result's name, an SVG document for each of its charts that has something to show, in order, then
+            for each of its sheets.
     """
     head = results[0].provenance
     sections = [_section(result, pictures.get(result.name, ()), results) for result in results]
@@ -62,7 +63,9 @@ def render(results: Sequence[Result], pictures: Mapping[str, Sequence[str]]) -> 
             measured=sum(bool(result.rows) for result in results),
             work=_time(sum(result.provenance.seconds for result in results)),
             command=command(results),
-            config=json.dumps(head.config, indent=1, ensure_ascii=False),
+            config=json.dumps(
+                max((r.provenance.config for r in results), key=len), indent=1, ensure_ascii=False
+            ),
         )
     )
 
@@ -210,7 +213,7 @@ def _section(result: Result, pictures: Sequence[str], results: Sequence[Result])
     return _Section(
         result,
         [_verdict(text) for text in result.verdicts],
-        [_plot(result, *one) for one in zip(result.drawn(), pictures, strict=False)],
+        [_plot(*one) for one in zip(_shown(result), pictures, strict=False)],
         _table(result),
         _quotes(result),
         _ways(result.passages),
@@ -252,15 +255,25 @@ def _verdict(text: str) -> _Verdict:
     return _Verdict("remark", "", text)
 
 
-def _plot(result: Result, shown: tuple[Chart, Sequence[Column]], svg: str) -> _Plot:
-    chart, columns = shown
-    kind = "Bar chart" if chart.kind == "bars" else "Line chart"
-    alt = f"{kind}, {result.place}, {chart.title}: {', '.join(c.heading for c in columns)} over {chart.x}"
-    alt += f", for each {' and '.join(chart.curves)}" if chart.curves else ""
+def _shown(result: Result) -> list[tuple[str, str, int]]:
+    """Of each picture its title, what stands in its place, and how many panels it has."""
+    found = []
+    for chart, columns in result.drawn():
+        kind = "Bar chart" if chart.kind == "bars" else "Line chart"
+        alt = f"{kind}, {result.place}, {chart.title}: {', '.join(c.heading for c in columns)} over {chart.x}"
+        alt += f", for each {' and '.join(chart.curves)}" if chart.curves else ""
+        found.append((chart.title, f"{alt}. The numbers stand in the table.", len(columns)))
+    for sheet in result.sheets:
+        found.append((sheet.title, f"Images, {result.place}, {sheet.title}: {', '.join(sheet.names)}.", 1))
+    return found
+
+
+def _plot(shown: tuple[str, str, int], svg: str) -> _Plot:
+    title, alt, panels = shown
     source = base64.b64encode(svg.encode("utf-8", "replace")).decode("ascii")
     drawn = _WIDTH.search(svg)
-    width = round(float(drawn[1]) / 12, 1) if drawn else 25 * len(columns)
-    return _Plot(chart.title, f"{alt}. The numbers stand in the table.", source, width)
+    width = round(float(drawn[1]) / 12, 1) if drawn else 25 * panels
+    return _Plot(title, alt, source, width)
 
 
 def _table(result: Result) -> _Table | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from crocodil.errors import CrocodilError
 from crocodil.metrics.bootstrap import Estimate
-from crocodil.reproduce.figure import Chart, Column, Passage, Quote, Row
+from crocodil.reproduce.figure import Chart, Column, Passage, Quote, Row, Sheet
 
 FORMAT = "crocodil-figure-1"
 
@@ -27,7 +27,7 @@ class Provenance:
     overrides: Sequence[str]
     """Fields that were changed on the command line, and denoisers that were given, as typed."""
     config: Mapping[str, Any]
-    """The whole configuration."""
+    """All that the figure may read of it."""
     config_hash: str
     source: str
     texts_digest: str
@@ -60,6 +60,9 @@ class Result:
     notes: Sequence[str]
     passages: Sequence[Passage]
     provenance: Provenance
+    sheets: Sequence[Sheet] = ()
+    counted: str = "texts"
+    """What a number rests on several of."""
 
     @property
     def labels(self) -> list[str]:
@@ -75,6 +78,10 @@ class Result:
             if panels:
                 found.append((chart, panels))
         return found
+
+    def pictures(self) -> list[str]:
+        """Titles of all pictures: charts that have something to show, then sheets."""
+        return [chart.title for chart, _ in self.drawn()] + [sheet.title for sheet in self.sheets]
 
     def rows_of(self, chart: Chart) -> list[Row]:
         """The rows that a chart shows."""
@@ -109,6 +116,7 @@ def from_json(text: str, where: str | Path = "result") -> Result:
                 "rows": [Row(row["labels"], estimates(row), row["paper"]) for row in values["rows"]],
                 "quotes": [Quote(**one) for one in values["quotes"]],
                 "passages": [Passage(**one) for one in values["passages"]],
+                "sheets": [Sheet(**one) for one in values.get("sheets", ())],
                 "provenance": Provenance(**values["provenance"]),
             }
         )

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 import transformers
+import yaml
 
 import crocodil
 from crocodil.errors import CrocodilError
 from crocodil.metrics.bootstrap import Estimate
 from crocodil.report.facts import machine, model_facts
+from crocodil.reproduce.config import ReproduceConfig
 from crocodil.reproduce.figure import Figure, Line, Row
 from crocodil.reproduce.lab import MAIN, Lab, Task, everything_read
 from crocodil.reproduce.result import Provenance, Result
-from crocodil.training.config import config_text
 
 POLL_SECONDS = 0.5
 
@@ -146,7 +149,9 @@ def _result(
         [*figure.missing(lab), *short, *unmeasured],
         figure.notes,
         figure.passages(lab, lines),
-        _provenance(lab, preset, overrides, sum(seconds.values()), reads),
+        _provenance(lab, figure, preset, overrides, sum(seconds.values()), reads),
+        figure.sheets(lab, lines),
+        figure.counted,
     )
 
 
@@ -163,10 +168,21 @@ def _finite(values: dict[str, Estimate]) -> dict[str, Estimate]:
     return {name: one for name, one in values.items() if math.isfinite(one.value)}
 
 
+def _read(figure: Figure, config: ReproduceConfig) -> dict[str, Any]:
+    """What of the configuration a figure may read: those of the first paper nothing of CADD's sections."""
+    return {
+        name: value
+        for name, value in asdict(config).items()
+        if figure.name.startswith("cadd-") or not name.startswith(("cadd", "chains"))
+    }
+
+
 def _provenance(
-    lab: Lab, preset: str, overrides: Sequence[str], seconds: float, reads: set[str]
+    lab: Lab, figure: Figure, preset: str, overrides: Sequence[str], seconds: float, reads: set[str]
 ) -> Provenance:
     model, config = lab.model(MAIN), lab.config
+    read = _read(figure, config)
+    text = yaml.safe_dump(json.loads(json.dumps(read)), sort_keys=False, allow_unicode=True)
     facts = model_facts(model)
     parameters = {"encoder": facts.encoder_parameters, "demasker": facts.demasker_parameters}
     return Provenance(
@@ -175,8 +191,8 @@ def _provenance(
         parameters=parameters | {f"{kind} denoiser": n for kind, n in facts.denoiser_parameters.items()},
         preset=preset,
         overrides=list(overrides),
-        config=asdict(config),
-        config_hash=hashlib.blake2b(config_text(config).encode(), digest_size=8).hexdigest(),
+        config=read,
+        config_hash=hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
         source=config.source,
         texts_digest=lab.digest("texts"),
         judge=f"{config.judge} ({lab.judge.dtype}, {lab.judge.context} positions)"

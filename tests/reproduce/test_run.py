@@ -38,8 +38,13 @@ def measure(make_lab: Callable[..., Lab]) -> Callable[..., Result]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_figure_is_measured_drawn_and_written(name: str, measure: Callable[..., Result]) -> None:
-    result = measure(name)
+def test_every_figure_is_measured_drawn_and_written(
+    name: str, measure: Callable[..., Result], cadd_lab: Lab
+) -> None:
+    if name.startswith("cadd-"):
+        (result,) = reproduce(cadd_lab, [FIGURES[name]], "tiny") or ()
+    else:
+        result = measure(name)
     assert result.rows and not result.missing
     columns = {column.name for column in result.columns}
     for row in result.rows:
@@ -48,10 +53,13 @@ def test_every_figure_is_measured_drawn_and_written(name: str, measure: Callable
         for one in row.values.values():
             assert one.low is None or one.high is None or one.low <= one.high
     assert all(any(column.name in row.values for row in result.rows) for column in result.columns)
+    assert all(set(quote.values) <= columns for quote in result.quotes)
+    assert not any(verdict.startswith("No verdict") for verdict in result.verdicts)
     text = to_json(result)
     assert to_json(from_json(text)) == text
     pictures = draw(result)
-    assert len(pictures) == len(result.charts)
+    assert [picture.title for picture in pictures] == result.pictures()
+    assert len(pictures) == len(result.charts) + len(result.sheets)
     for picture in pictures:
         ET.fromstring(picture.svg)
         assert picture.png.startswith(b"\x89PNG")
@@ -199,7 +207,11 @@ def test_figures_share_what_they_have_in_common(make_lab: Callable[..., Lab]) ->
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_figure_without_numbers_says_so(
-    name: str, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    make_lab: Callable[..., Lab],
+    config: ReproduceConfig,
+    cadd_config: ReproduceConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Texts without a token, levels without a mask: nothing to say, and nothing lost."""
     figure = FIGURES[name]
@@ -215,7 +227,8 @@ def test_a_figure_without_numbers_says_so(
         lambda self, task: Measured({"texts": [], "references": [], "cer": []}),
     )
     monkeypatch.setattr("crocodil.reproduce.store.Store.__contains__", lambda self, key: True)
-    results = reproduce(make_lab(), [bare], "tiny")
+    models = cadd_config if name.startswith("cadd-") else config
+    results = reproduce(make_lab(config=models), [bare], "tiny")
     assert results is not None and not results[0].verdicts
     assert any("nothing to divide by" in line for line in results[0].missing)
     assert draw(results[0]) == []
@@ -275,13 +288,15 @@ def test_the_page_of_the_docs_is_what_the_runners_wrote() -> None:
     for result in results:
         stems = (
             [result.name]
-            if len(result.charts) == 1
-            else [f"{result.name}-{i + 1}" for i in range(len(result.charts))]
+            if len(result.pictures()) == 1
+            else [f"{result.name}-{at}" for at in range(1, 1 + len(result.pictures()))]
         )
         paths[result.name] = [
             f"reproduction/{stem}.png" for stem in stems if (DOCS / f"reproduction/{stem}.png").is_file()
         ]
     assert markdown.render(results, paths) == (DOCS / "reproduction.md").read_text("utf-8")
     one = results[0].provenance
-    assert all(r.provenance.config_hash == one.config_hash for r in results) and one.preset == "nano"
+    for cadd in (False, True):
+        some = [r.provenance for r in results if r.name.startswith("cadd-") is cadd]
+        assert len({each.config_hash for each in some}) == 1 and {each.preset for each in some} == {"nano"}
     assert all(r.provenance.model_digest == one.model_digest for r in results)

@@ -8,6 +8,7 @@ from crocodil.metrics.bootstrap import Estimate
 from crocodil.reproduce.cadd_models import steps_told, wanted
 from crocodil.reproduce.figure import (
     JUDGED,
+    NOWHERE,
     PREDICTED,
     Chart,
     Column,
@@ -68,11 +69,11 @@ def lines(lab: Lab) -> list[Line]:
         if not shows or refuse(lab, name) is None:
             k = registers(lab, name) if shows else None
             texts = chains(lab, name, config.steps, int(latents), k=k)
-            labels: dict[str, Label] = {"of": NEW, "sees": sees, "t": "–"}
+            labels: dict[str, Label] = {"of": NEW, "sees": sees, "t": NOWHERE}
             found.append(Line(labels, [*texts, *originals(lab, name)]))
     if there:
         name = next(iter(there.values()))[0]
-        found.append(Line({"of": NEW, "sees": REAL, "t": "–"}, originals(lab, name)))
+        found.append(Line({"of": NEW, "sees": REAL, "t": NOWHERE}, originals(lab, name)))
     return found
 
 

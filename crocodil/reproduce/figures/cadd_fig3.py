@@ -10,6 +10,7 @@ from crocodil.reproduce.cadd_models import LABELS, named, steps_told, wanted
 from crocodil.reproduce.config import BySteps
 from crocodil.reproduce.figure import (
     JUDGED,
+    NOWHERE,
     Chart,
     Column,
     Figure,
@@ -63,7 +64,7 @@ def lines(lab: Lab, config: BySteps, models: Sequence[str]) -> list[Line]:
             tasks = [*chains(lab, name, steps, draws), *originals(lab, name)]
             found.append(Line({"model": LABELS[name], "T": steps}, tasks))
     if there:
-        found.append(Line({"model": REAL, "T": 0}, originals(lab, there[0])))
+        found.append(Line({"model": REAL, "T": NOWHERE}, originals(lab, there[0])))
     return found
 
 
@@ -98,13 +99,16 @@ def beside(
         f"{say(better)} has the {BETTER[column]} at {sum(ahead)} of {len(pairs)} {over} beside {say(other)}; of the "
         f"points outside of the other's interval, {won} speak for it and {lost} against it"
     )
-    return agrees(not lost, told, told) if won or lost else too_near(told)
+    # a single point that is clear does not speak for all others
+    return agrees(not lost, told, told) if lost or 2 * won >= len(pairs) else too_near(told)
 
 
 def say(labels: Mapping[str, Label]) -> str:
     """Labels in a sentence; K = 0 is masked diffusion, which needs no more words."""
     words = [
-        value if isinstance(value, str) else f"{name} = {value}" for name, value in labels.items() if value
+        value if isinstance(value, str) and name != "estimate" else f"{name} = {value}"
+        for name, value in labels.items()
+        if value
     ]
     return ", ".join(words)
 
@@ -120,12 +124,14 @@ def rises(rows: Sequence[Row], label: str) -> str | None:
         f"{first.values['gen_ppl'].value:.1f} at T = {first.labels['T']:,} to {last.values['mauve'].value:.2f} and "
         f"{last.values['gen_ppl'].value:.1f} at T = {last.labels['T']:,}"
     )
-    pairs = [
-        (first.values["mauve"], last.values["mauve"]),
-        (last.values["gen_ppl"], first.values["gen_ppl"]),
-    ]
-    clear = [low.value < high.value for low, high in pairs if apart(low, high)]
-    return agrees(all(clear), told, told) if clear else too_near(told)
+    pairs = {
+        "MAUVE": (first.values["mauve"], last.values["mauve"]),
+        "Gen-PPL": (last.values["gen_ppl"], first.values["gen_ppl"]),
+    }
+    clear = {name: low.value < high.value for name, (low, high) in pairs.items() if apart(low, high)}
+    if len(clear) == 1:
+        told += f"; outside of the intervals is {next(iter(clear))} alone"
+    return agrees(all(clear.values()), told, told) if clear else too_near(told)
 
 
 def as_good(first: str, a: Row | None, second: str, b: Row | None) -> str | None:
@@ -133,7 +139,11 @@ def as_good(first: str, a: Row | None, second: str, b: Row | None) -> str | None
     if not (a and b and a.values and b.values):
         return None
     one, other = a.values["mauve"], b.values["mauve"]
-    told = f"MAUVE is {one.value:.2f} with {first} and {other.value:.2f} with {second}"
+    perplexities = [row.values["gen_ppl"].value for row in (a, b)]
+    told = (
+        f"MAUVE is {one.value:.2f} with {first} and {other.value:.2f} with {second}, Gen-PPL "
+        f"{perplexities[0]:,.1f} and {perplexities[1]:,.1f}"
+    )
     if apart(one, other):
         return agrees(False, told, told)
     wide = max((x.high - x.low for x in (one, other) if x.high is not None and x.low is not None), default=1)

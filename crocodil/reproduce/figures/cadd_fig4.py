@@ -17,9 +17,11 @@ def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
     found = [
         beside(rows, name, finetuned, other, "T") for other in (mdm, more) for name in ("mauve", "gen_ppl")
     ]
-    most = max((int(row.labels["T"]) for row in rows), default=0)
+    most = max((row.labels["T"] for row in rows if isinstance(row.labels["T"], int)), default=0)
     ends = [one(rows, **labels, T=most) for labels in (finetuned, cadd)]
     found.append(as_good(f"{LABELS['finetuned']} at T = {most:,}", ends[0], LABELS["cadd"], ends[1]))
+    if all(ends):
+        found.append(f"{LABELS['finetuned']} has the steps of both trainings, {LABELS['cadd']} those of one.")
     return [*filter(None, found), *steps_told(lab, MODELS)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from crocodil.reproduce.cadd_models import LABELS, named, wanted
 from crocodil.reproduce.config import ByDraws
-from crocodil.reproduce.figure import JUDGED, Chart, Figure, Label, Line, Row
+from crocodil.reproduce.figure import JUDGED, NOWHERE, Chart, Figure, Label, Line, Row
 from crocodil.reproduce.figures.cadd_fig3 import MODELS, REAL, beside
 from crocodil.reproduce.lab import Lab
 from crocodil.reproduce.measures.chains import chains, originals, quality
@@ -21,7 +21,7 @@ def lines(lab: Lab, config: ByDraws) -> list[Line]:
         for steps in sorted(set(config.steps))
     ]
     if there:
-        found.append(Line({"model": REAL, "K": 0, "T": 0}, originals(lab, there[0])))
+        found.append(Line({"model": REAL, "K": NOWHERE, "T": NOWHERE}, originals(lab, there[0])))
     return found
 
 

@@ -9,6 +9,7 @@ from crocodil.reproduce import cadd_paper
 from crocodil.reproduce.cadd_models import named, steps_told, wanted
 from crocodil.reproduce.figure import (
     JUDGED,
+    NOWHERE,
     Chart,
     Column,
     Figure,
@@ -51,7 +52,7 @@ def lines(lab: Lab) -> list[Line]:
                     Line(labels, [PlantedToken(window, part, t, of == OWN, CADD + name) for part in parts])
                 )
     for name in by_norm(lab):
-        labels = {"of": NEW, "ρ": norm(lab, name), "t": "–"}
+        labels = {"of": NEW, "ρ": norm(lab, name), "t": NOWHERE}
         found.append(Line(labels, [*chains(lab, name, config.steps, 1), *originals(lab, name)]))
     return found
 
@@ -84,7 +85,7 @@ def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
             a, b = (row.values["predicted"].value for row in (first, last))
             told = (
                 f"at {norm(lab, REFERENCE)} the token is predicted whose latent it is, and not the one that stood there, "
-                f"in {a:.0%} at t = {first.labels['t']:g} and in {b:.0%} at t = {last.labels['t']:g}"
+                f"in {100 * a:.0f} % at t = {first.labels['t']:g} and in {100 * b:.0f} % at t = {last.labels['t']:g}"
             )
             found.append(agrees(a > HALF and b < FEW, told, told))
     for of, name in ((OWN, "nearest"), (OTHER, "predicted")):
