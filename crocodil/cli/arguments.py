@@ -250,7 +250,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument(
         "--preset",
         metavar="NAME",
-        help="paper (full size), nano (two CPU cores, half an hour), or a YAML file over the paper's sizes (default nano "
+        help="paper (full size), nano (two CPU cores, 40 minutes), or a YAML file over the paper's sizes (default nano "
         "for the bundled model, paper for any other)",
     )
     one.add_argument(
