@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from crocodil.bundle import (
     Index,
     assemble,
     check_index,
+    check_values,
     index_of,
     open_backbones,
     open_demasker,
@@ -242,7 +244,11 @@ def save_adapters(
         window: the longest window it was trained with.
         base: of `base_of`.
         trained: how it was made, for the record: written to training.json.
+
+    Raises:
+        CrocodilError: there are no adapters, or see `check_values`.
     """
+    check_values(autoencoder, None)
     origins = {"demasker": base.model or base.demasker, "encoder": base.model or base.encoder}
     adapted = []
     for part, backbone in _backbones(autoencoder).items():
@@ -477,6 +483,8 @@ def _fingerprint(llada: LLaDA, backbone: Qwen3Model) -> str:
 
 
 def _peft() -> Any:
+    # PEFT imports bitsandbytes where it is installed, which warns of kernels that nobody has asked for
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import peft
     except ImportError:

@@ -41,13 +41,11 @@ from crocodil.demasker.weights import save_llada
 from crocodil.errors import CrocodilError
 from crocodil.shards import SHARD_BYTES, list_tensors, read_json
 from crocodil.text.vocabulary import Vocabulary
-from crocodil.training.checkpoints import checkpoint_step, latest, publishing, require_complete
-from crocodil.training.config import load_config
-from crocodil.training.engine import STATE
-from crocodil.training.start import check_origin
-from crocodil.training.state import load_values, open_tensors
+from crocodil.training.checkpoints import latest, publishing, require_complete
+from crocodil.training.config import CONFIG, load_config
+from crocodil.training.start import check_origin, read_values
+from crocodil.training.state import open_tensors
 
-CONFIG = "config.yaml"
 _OF_DENOISER = ("config.json", "training.json", "*.safetensors", "*.safetensors.index.json", "README.md")
 _STORED = {"BF16": "bfloat16", "F16": "float16"}
 
@@ -222,14 +220,13 @@ def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool |
         folder = newest
     else:
         require_complete(folder)
-    tensors = open_tensors(folder)
+    values, tensors = read_values(folder), open_tensors(folder)
     has_average = any(name.startswith("ema/average/") for name in tensors)
     if average and not has_average:
         raise CrocodilError(f"{folder} has no average of weights (ema was 0); leave --average out")
     averaged = has_average if average is None else average
     module, vocabulary = build(config, mapped=True)  # of its weights only those under adapters stay
-    before = load_values(folder, STATE.format(rank=0)).get("origin", {})
-    now = origin(module, vocabulary)
+    before, now = values.get("origin", {}), origin(module, vocabulary)
     if config.lora is not None and "base" in before:
         now["base"] = fingerprint_of(module)
     check_origin(folder, before, now)
@@ -259,7 +256,7 @@ def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool |
         # a merge wants all digits
         parameter.data = value.to(DTYPES[name] if config.lora is None else torch.float32, copy=True)
     merge(module)
-    step = checkpoint_step(folder)
+    step = values["step"]
     trained = {"recipe": "train_demasker", "steps": step, "config": record}
     return _Opened(
         "checkpoint", module, vocabulary, name, max(config.data.lengths), trained, step, averaged

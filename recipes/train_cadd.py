@@ -97,7 +97,7 @@ def train(config: CaddRecipe, ranks: Accelerator, resume: str | None) -> None:
             if run.save(engine, step):
                 return
 
-        run.export(engine, task.export)
+        run.export(engine, lambda folder, module: task.export(folder, module, run.start.step))
 
 
 def levels(records: list[tuple[float, int, Losses]]) -> dict[str, float]:

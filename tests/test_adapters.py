@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import crocodil.adapters
-from crocodil.adapters import LoraSettings, base_of, inject, load_adapted, merge, save_adapters, trainable
+from crocodil.adapters import (
+    Base,
+    LoraSettings,
+    base_of,
+    inject,
+    load_adapted,
+    merge,
+    save_adapters,
+    trainable,
+)
 from crocodil.attention import Segments
 from crocodil.autoencoder import Autoencoder
 from crocodil.bundle import GUIDE, REGISTERS, load_autoencoder, save_autoencoder, save_unguided
@@ -179,6 +190,24 @@ def test_a_product_that_is_larger_than_its_map_is_refused(rank: int, make_autoen
 def test_adapters_are_put_in_once(adapted: Autoencoder) -> None:
     with pytest.raises(CrocodilError, match="the demasker has adapters already"):
         inject(adapted, SETTINGS, seed=0)
+
+
+def test_peft_is_fetched_without_a_word() -> None:
+    """bitsandbytes, which comes with it, warns of what nobody has asked for."""
+    command = [sys.executable, "-c", "from crocodil import adapters; adapters._peft()"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "kernels" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("name", ["demasker.boundaries", "encoder.suffix"])
+def test_adapters_that_are_no_numbers_are_not_written(
+    name: str, adapted: Autoencoder, tiny_vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        adapted.get_parameter(name)[0] = math.nan
+    with pytest.raises(CrocodilError, match=f"{name} has values that are no numbers"):
+        save_adapters(tmp_path, adapted, tiny_vocabulary, 32, Base("f", "bundled"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_encoder_that_is_in_no_file_is_no_base(make_autoencoder: Make) -> None:

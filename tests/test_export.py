@@ -416,6 +416,53 @@ def test_a_damaged_checkpoint_is_never_written_out(
     assert sorted(os.listdir(tmp_path)) == ["run"]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": 99}, "step-00000007 holds step 99; give it back its name"),
+        ({"step": "7"}, "step is not as a run writes it"),
+        ({"origin": [1]}, "origin is not as a run writes it"),
+        (None, "it holds a list"),
+    ],
+)
+def test_a_checkpoint_that_says_what_none_says_is_refused(
+    change: dict[str, Any] | None,
+    said: str,
+    trained: Autoencoder,
+    accelerator: Accelerator,
+    tiny_bundle: Path,
+    tmp_path: Path,
+) -> None:
+    """Sealed by its manifest all the same."""
+    place = checkpoint(tmp_path / "run", trained, accelerator, tiny_bundle)
+    whole = tmp_path / "whole"
+    place.rename(whole)
+    with publishing(tmp_path / "run", place.name) as folder:
+        for file in whole.glob("state-*"):
+            (folder / file.name).write_bytes(file.read_bytes())
+        values = json.loads((folder / "state-00000.json").read_text())
+        (folder / "state-00000.json").write_text(json.dumps([1] if change is None else values | change))
+    for source in (place, place.parent):
+        with pytest.raises(CrocodilError, match=said):
+            export(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapters_whose_base_nobody_has_named_are_merged_and_that_is_told(
+    trained: Autoencoder,
+    accelerator: Accelerator,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As an earlier version wrote them."""
+    lora = LoraSettings(rank=2)
+    inject(trained, lora, 0)
+    checkpoint(tmp_path / "run", trained, accelerator, tiny_bundle, lora=lora)
+    export(tmp_path / "run", tmp_path / "out")
+    assert "does not say which model it belongs to, as an earlier version wrote it" in caplog.text
+
+
 def test_a_checkpoint_of_another_model_is_refused(
     trained: Autoencoder, accelerator: Accelerator, tiny_bundle: Path, make_autoencoder: Make, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crocodil.bundle import resolve
+from crocodil.bundle import check_values, resolve
 from crocodil.cadd.latents import LatentConfig, TokenLatents
 from crocodil.cadd.sampler import Guess, LatentSpace, Reveal, sample
 from crocodil.errors import CrocodilError, require_whole
@@ -53,7 +53,11 @@ def save_pixels(
     Args:
         dtype: of the weights on disk; None keeps the model's.
         trained: how it was made, for the record: written to training.json.
+
+    Raises:
+        CrocodilError: see `check_values`.
     """
+    check_values(demasker, dtype)
     tensors = {
         name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
         for name, tensor in demasker.state_dict().items()

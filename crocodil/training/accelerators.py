@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 from datetime import timedelta
 
 import torch
@@ -46,6 +47,8 @@ def accelerator(config: LoopConfig) -> Accelerator:
     # Several CPU ranks are DDP over gloo only when accelerate is told `cpu`; DeepSpeed, which `cpu` would switch off,
     # finds the CPU by itself and has to be told gloo.
     group = InitProcessGroupKwargs(timeout=patience, **({"backend": "gloo"} if cpu_ranks and sharded else {}))
+    # accelerate hands DDP this argument whatever is asked for, and torch would tell every rank that its name is old
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     made = Accelerator(
         cpu=cpu_ranks and not sharded,
         mixed_precision=precision,

@@ -24,6 +24,8 @@ from crocodil.errors import CrocodilError
 
 C = TypeVar("C")
 
+CONFIG = "config.yaml"
+"""What a run calls its resolved configuration."""
 COMMAND_LINE = "the command line"
 NEWEST = "newest"
 """What `--resume` without a directory stands for: the newest complete checkpoint of the run."""

@@ -22,8 +22,8 @@ from rich.filesize import decimal
 
 from crocodil.atomic import fsync
 from crocodil.errors import CrocodilError
-from crocodil.training.checkpoints import checkpoint_name, is_same, prune, publishing, together
-from crocodil.training.config import flat, save_config
+from crocodil.training.checkpoints import checkpoint_name, prune, publishing, together
+from crocodil.training.config import CONFIG, flat, save_config
 from crocodil.training.engine import Engine, Update
 from crocodil.training.guard import Guard
 from crocodil.training.log import METRICS, SAMPLES, MetricsLog, Progress, forget_beyond
@@ -36,8 +36,6 @@ from crocodil.training.watchdog import Watchdog
 
 RETRY_SHARE = 10
 """A checkpoint that could not be written is tried again after this share of `save_every`."""
-
-CONFIG = "config.yaml"
 
 _log = logging.getLogger(__name__)
 
@@ -78,8 +76,8 @@ class Run:
         self._stack = ExitStack()
         self._owed: float = math.inf
         """Step from which a checkpoint is to be made up for."""
-        own = start.checkpoint is not None and is_same(start.checkpoint.parent, self.folder)
-        self._published = [start.checkpoint.name] if start.checkpoint and own else []
+        # of one that is kept elsewhere there is no namesake here: it has been set aside
+        self._published = [start.checkpoint.name] if start.checkpoint else []
         with together(f"begin in {self.folder}"):
             if ranks.is_main_process:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +205,7 @@ class Run:
             self.beat(step, "checkpoint")
             with self.throughput.paused():
                 failure = self._write(engine, step, stage)
-                if failure is None and verdict is None:  # else there may be no good one but those from before
+                if failure is None and not dropped:  # else there may be no good one but those from before
                     self._prune()
             if verdict is not None:
                 saved = f"not saved ({failure})" if failure else f"saved in {self.start.checkpoint}"

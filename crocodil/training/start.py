@@ -21,9 +21,9 @@ from crocodil.training.checkpoints import (
     require_complete,
     together,
 )
-from crocodil.training.config import NEWEST, flat
+from crocodil.training.config import CONFIG, NEWEST, flat, load_config
 from crocodil.training.engine import STATE
-from crocodil.training.log import METRICS
+from crocodil.training.log import METRICS, SAMPLES
 from crocodil.training.loop import MAY_CHANGE
 from crocodil.training.ranks import broadcast, rank_and_world
 from crocodil.training.state import load_values
@@ -81,7 +81,7 @@ def find_start(
         require_complete(checkpoint)
     if checkpoint is None:
         with together(f"begin in {run}"):
-            _refuse_mixing(run, resumed=resume is not None)
+            _refuse_mixing(config, resumed=resume is not None)
         if resume is not None:
             _tell(f"{run}: no complete checkpoint to resume from; the run begins at step 0")
         return Start(None)
@@ -95,24 +95,57 @@ def find_start(
     return replace(start, abandoned=tuple(broadcast(later)))
 
 
-def _refuse_mixing(run: Path, resumed: bool) -> None:
-    """A run that begins at nothing must find nothing of another one."""
+def _refuse_mixing(config: Any, resumed: bool) -> None:
+    """A run that begins at nothing must find nothing of another one, or of anybody else."""
+    run = Path(config.run)
     if not resumed and (found := sorted(run.glob("step-*"))):
         raise CrocodilError(
             f"{run} holds checkpoints ({found[0].name}, …); go on with --resume, or give another run="
         )
-    # with --resume, metrics may be those of a run that was stopped before its first checkpoint
-    for name in EXPORTS if resumed else (*EXPORTS, METRICS):
+    # with --resume, what was told may be of a run that was stopped before its first checkpoint
+    for name in EXPORTS if resumed else (*EXPORTS, METRICS, SAMPLES):
         if os.path.lexists(run / name):
             raise CrocodilError(
                 f"{run} holds {name} and no checkpoint to go on from; move that away, or give another run="
             )
+    if os.path.lexists(file := run / CONFIG):
+        try:
+            load_config(type(config), str(file))
+        except CrocodilError as error:
+            raise CrocodilError(
+                f"{run} holds a {CONFIG} that is of no run of this recipe ({error}); move it away, or give another run="
+            ) from None
 
 
 def _read(
     checkpoint: Path, config: Any, corpus: str, may_change: Sequence[str], origin: Mapping[str, Any] | None
 ) -> Start:
     """What a whole checkpoint says, if this run may go on from it."""
+    values = read_values(checkpoint)
+    trained_on = values.get("corpus")
+    if trained_on != corpus:
+        raise CrocodilError(
+            f"{checkpoint} was trained on other texts ({trained_on}) than data.source gives now ({corpus}), or on "
+            "another task; give what the run began with, or begin a new one from the trained weights with start="
+        )
+    _compare(
+        checkpoint,
+        values.get("config", {}),
+        flat(config),
+        flat(type(config)()),
+        (*MAY_CHANGE, *may_change),
+    )
+    if origin:
+        check_origin(checkpoint, values.get("origin", {}), origin)
+    return Start(checkpoint, values["step"], values["stage"], tuple(values.get("losses", [])))
+
+
+def read_values(checkpoint: Path) -> dict[str, Any]:
+    """What a whole checkpoint says beside its tensors.
+
+    Raises:
+        CrocodilError: no run writes that, or its name is of another step.
+    """
     values = load_values(checkpoint, STATE.format(rank=0))
     step, stage, losses = values.get("step", -1), values.get("stage", -1), values.get("losses", [])
     odd = [
@@ -130,39 +163,25 @@ def _read(
         raise CrocodilError(
             f"{checkpoint} holds step {step}; give it back its name, {checkpoint_name(step)}, or move it away"
         )
-    trained_on = values.get("corpus")
-    if trained_on != corpus:
-        raise CrocodilError(
-            f"{checkpoint} was trained on other texts ({trained_on}) than data.source gives now ({corpus}), or on "
-            "another task; give what the run began with, or begin a new one from the trained weights with start="
-        )
-    _compare(
-        checkpoint,
-        values.get("config", {}),
-        flat(config),
-        flat(type(config)()),
-        (*MAY_CHANGE, *may_change),
-    )
-    if origin:
-        if "origin" not in values:
-            _tell(
-                f"{checkpoint} does not say which model it belongs to, as an earlier version wrote it; it is taken to be "
-                "the one that the configuration names now"
-            )
-        check_origin(checkpoint, values.get("origin", {}), origin)
-    return Start(checkpoint, step, stage, tuple(losses))
+    return values
 
 
 def check_origin(checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse another model than the one whose weights a checkpoint holds.
 
     Args:
-        before: `origin` of the checkpoint's values. An earlier version may not name everything; that is not compared.
+        before: `origin` of the checkpoint's values. An earlier version may not name everything, which is not compared,
+            or nothing, which is told.
         now: of the model that is here.
 
     Raises:
         CrocodilError: they differ; it names where.
     """
+    if not before:
+        _tell(
+            f"{checkpoint} does not say which model it belongs to, as an earlier version wrote it; it is taken to be the "
+            "one that the configuration names now"
+        )
     now = json.loads(json.dumps(now))  # as it comes back from a file
     different = [name for name in now if name in before and before[name] != now[name]]
     if different:

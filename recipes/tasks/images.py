@@ -86,10 +86,10 @@ class ImageTask:
         made = generate_images(module, config.samples, nfe=config.sample_nfe, seed=config.seed)
         save_grid(Path(config.run) / f"samples-{step:08}.png", made.pixels)
 
-    def export(self, folder: Path, module: PixelDemasker) -> None:
+    def export(self, folder: Path, module: PixelDemasker, steps: int) -> None:
         """A model folder."""
         config = self._config
-        trained = {"recipe": "train_cadd", "steps": config.steps, "config": asdict(config)}
+        trained = {"recipe": "train_cadd", "steps": steps, "config": asdict(config)}
         save_pixels(folder, module, getattr(torch, config.export_dtype), trained)
 
     @torch.no_grad()

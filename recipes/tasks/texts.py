@@ -127,10 +127,10 @@ class TextTask:
             for ids in done.ids.tolist():
                 lines.write(json.dumps({"step": step, "text": vocabulary.decode(ids)}) + "\n")
 
-    def export(self, folder: Path, module: Augmented) -> None:
+    def export(self, folder: Path, module: Augmented, steps: int) -> None:
         """A model folder, of the kind that the model at `init` was."""
         config = self._config
-        trained = {"recipe": "train_cadd", "steps": config.steps, "config": asdict(config)}
+        trained = {"recipe": "train_cadd", "steps": steps, "config": asdict(config)}
         dtype, latents = getattr(torch, config.export_dtype), module.demasker.latents
         if module.autoencoder is None:
             save_unguided(folder, module.demasker.llada, self._vocabulary, dtype, latents, trained)

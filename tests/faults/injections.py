@@ -5,6 +5,7 @@ A point is `module:name` or `module:Class.name`, the place where a function is l
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import resource
@@ -12,7 +13,9 @@ import signal
 import time
 from collections import namedtuple
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from functools import partial, reduce, wraps
+from pathlib import Path
 from typing import Any
 
 Deed = Callable[[], None]
@@ -148,6 +151,21 @@ def disk_says(free: int, calls: int) -> None:
     wrap("shutil:disk_usage", usage)
 
 
+def busy(point: str, name: str) -> None:
+    """From now on a function fails with what has this name (a pattern), as where a file of it is open elsewhere."""
+
+    def occupied(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(path: Any, *arguments: Any, **options: Any) -> Any:
+            if not fnmatch(Path(path).name, name):
+                return function(path, *arguments, **options)
+            if not options.get("ignore_errors"):
+                raise OSError(errno.EBUSY, "Device or resource busy")
+
+        return called
+
+    wrap(point, occupied)
+
+
 def move(source: str, target: str) -> None:
     os.rename(source, target)
 
@@ -223,6 +241,14 @@ def write_down_samples(path: str) -> None:
         return told
 
     wrap("crocodil.training.run:Run.did", did)
+
+
+def write_down_seed(path: str) -> None:
+    """What the process-wide generator was last seeded with."""
+    import torch
+
+    with open(path, "w") as file:
+        file.write(str(torch.initial_seed()))
 
 
 def _limit(what: int, soft: int) -> None:

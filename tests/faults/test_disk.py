@@ -10,6 +10,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.faults.nursery import Fault
 from tests.faults.trials import (
     SHORT,
@@ -127,6 +129,33 @@ def test_too_little_room_is_seen_before_a_byte_is_written(
     assert "step 3: checkpoint not written" in job.err() and "1.0 kB are free" in job.err()
     assert steps_saved(run) == [4, 6, 9, 12]
     assert numbers(run) == records(short) and exported(run) == exported(short)
+
+
+STUCK = {
+    "it cannot be removed": ("shutil:rmtree", ".step-00000003.*.removing"),
+    "it cannot be moved": ("os:rename", "step-00000003"),
+    "its folder cannot be read": ("crocodil.training.run:prune", "run"),
+}
+"""What fails, for what."""
+
+
+@pytest.mark.parametrize("what", STUCK)
+def test_an_old_checkpoint_that_cannot_be_removed_costs_nothing(
+    what: str, trials: Trials, pair: Path, tmp_path: Path
+) -> None:
+    """On two ranks, of which one alone removes: it is told, nothing is called unwritten, and it goes when it can."""
+    run, more = tmp_path / "run", (*SHORT, "keep=1")
+    job = trials.begin(run, *more, launch="cpu2.yaml", faults=[Fault(("busy", *STUCK[what]))])
+    assert job.wait(40) == [0, 0], job.said
+    assert "not removed (" in job.err() and "Device or resource busy" in job.err()
+    assert "not written" not in job.err()
+    if "folder" not in what:
+        assert job.err().count("remove it by hand") == 1
+    assert records(run) == records(pair) and exported(run) == exported(pair)
+    assert same(state(checkpoint(run, 12)), state(checkpoint(pair, 12)))
+    assert [path for path in run.iterdir() if "step-00000003" in path.name]
+    trials.train(run, *more, "steps=13", "--resume", launch="cpu2.yaml")
+    assert steps_saved(run) == [13] and not list(run.glob(".step*"))
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start(trials: Trials, tmp_path: Path) -> None:

@@ -86,6 +86,14 @@ def test_five_in_a_row_end_the_run(trials: Trials, pair: Path, tmp_path: Path) -
     assert losses(run)[12] is not None
 
 
+def test_the_last_good_checkpoint_stays_while_steps_do_not_count(trials: Trials, tmp_path: Path) -> None:
+    """Also when the run is over: what is saved then may be why they did not."""
+    run = tmp_path / "run"
+    fault = Fault(("scale_loss", [*range(6, 12)], "nan"))
+    trials.train(run, *SHORT, "keep=1", "max_skipped=99", faults=[fault])
+    assert steps_saved(run) == [6, 12]
+
+
 def test_dropped_steps_that_are_not_in_a_row_do_not_end_it(trials: Trials, tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = trials.begin(run, *SHORT, faults=[Fault(("scale_loss", [1, 2, 3, 4, 6, 7, 8, 9], "nan"))]).done()

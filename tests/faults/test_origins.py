@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -111,6 +110,16 @@ def test_dropout_in_adapters_is_the_same_after_a_resume(
     assert losses(without) != losses(straight)
 
 
+def test_every_rank_drops_its_own(trials: Trials, short: Path, tmp_path: Path) -> None:
+    about = [f"start={short / 'export'}", *LORA, "lora.dropout=0.3"]
+    seeds = [tmp_path / "0", tmp_path / "1"]
+    faults = [
+        Fault(("write_down_seed", str(seed)), ("at", 3, "update"), rank) for rank, seed in enumerate(seeds)
+    ]
+    trials.train(tmp_path / "run", *about, faults=faults, launch="cpu2.yaml")
+    assert seeds[0].read_text() != seeds[1].read_text()
+
+
 def caching(trials: Trials, short: Path, out: Path) -> list[str]:
     about = [f"data.source={trials.texts}", f"data.cache={out.parent / 'corpus'}", *DATA, "shard_samples=20"]
     return [f"out={out}", f"model={short / 'export'}", *about]
@@ -171,10 +180,3 @@ def test_an_export_tells_the_steps_that_were_done(
     trials.nursery.run("train_judge", *judge, "steps=2")
     trials.nursery.run("train_judge", *judge, "steps=1", "--resume")
     assert steps_of(tmp_path / "judge" / "export") == 2
-
-
-@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
-def test_a_tracker_that_is_not_there_is_refused(trials: Trials, tmp_path: Path) -> None:
-    job = trials.begin(tmp_path / "run", *SHORT, "tracker=wandb")
-    assert job.wait() == [2]
-    assert "tracker=wandb needs wandb; pip install wandb, or leave tracker out" in one_line(job)

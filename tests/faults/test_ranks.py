@@ -137,6 +137,23 @@ def test_a_stalled_run_goes_on(
     assert losses(run) == pytest.approx(losses(pair), abs=1e-5)
 
 
+def test_a_run_that_was_suspended_goes_on(trials: Trials, tmp_path: Path) -> None:
+    """As by Ctrl-Z, or with the machine it is on: for longer than it may do nothing, which it has not."""
+    run = tmp_path / "run"
+    job = trials.begin(run, *ENDLESS, "timeout=0.05", **TWO)
+    wait_for(checkpoint(run, 3))
+    job.send(signal.SIGSTOP)
+    time.sleep(4.5)
+    done = len(losses(run))
+    job.send(signal.SIGCONT)
+    until = time.monotonic() + 30
+    while len(losses(run)) < done + 20:
+        assert not job.is_over() and time.monotonic() < until, job.said
+        time.sleep(0.05)
+    job.send(signal.SIGTERM)
+    assert job.wait(40) == [0, 0], job.said
+
+
 def test_a_micro_batch_that_does_not_fit_is_one_line(trials: Trials, short: Path, tmp_path: Path) -> None:
     """F20: the allocator fails under a limit of the address space; micro-batches are not halved by themselves."""
     run = tmp_path / "run"

@@ -64,6 +64,37 @@ def test_killed_at_random_moments_and_bytes(recipe: str, trials: Trials, short: 
     assert_identical(run, straight)
 
 
+DIVERGED = ("steps=2", "save_every=1", "encoder_steps=0", "optimiser.lr=1e300")
+TOO_WIDE = ("steps=3", "encoder_steps=0", "optimiser.lr=1e6", "max_skipped=99", "export_dtype=float16")
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "train_demasker", "adapters"])
+def test_weights_that_are_no_numbers_are_never_exported(
+    recipe: str, trials: Trials, short: Path, tmp_path: Path
+) -> None:
+    """Nobody could load them."""
+    run = tmp_path / "run"
+    if recipe in RECIPES:
+        about = [one for one in DIVERGED if "encoder_steps" not in one]
+        job = trials.nursery.begin(recipe, *arguments(recipe, trials, short, run), *about)
+    else:
+        lora = (f"start={short / 'export'}", "lora.rank=3") if recipe == "adapters" else ()
+        job = trials.begin(run, *DIVERGED, *lora)
+    assert job.wait() == [2], job.said
+    assert "has values that are no numbers: the training has diverged, and nothing is" in one_line(job)
+    assert {path.name for path in run.iterdir()}.isdisjoint({"export", "adapters", ".export", ".adapters"})
+
+
+def test_weights_beyond_what_the_export_s_dtype_holds_are_not_exported(
+    trials: Trials, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    job = trials.begin(run, *TOO_WIDE)
+    assert job.wait() == [2]
+    assert "has values that float16 does not hold; take bfloat16 or float32" in one_line(job)
+    trials.train(run, *TOO_WIDE, "export_dtype=bfloat16", "--resume")
+
+
 SHARDS = ("data.lengths=[32]", "data.held_out=0.2", "shard_samples=20")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from crocodil.errors import CrocodilError, one_line_errors
 from crocodil.training.checkpoints import checkpoint_name, publishing
-from crocodil.training.config import NEWEST, flat
+from crocodil.training.config import NEWEST, flat, save_config
 from crocodil.training.engine import STATE
 from crocodil.training.loop import LoopConfig
 from crocodil.training.optimisation import OptimiserConfig
@@ -34,17 +34,33 @@ def test_a_new_run_does_not_mix_with_an_old_one(tmp_path: Path) -> None:
         find_start(LoopConfig(run=str(tmp_path)), None, "texts")
 
 
-@pytest.mark.parametrize("name", ["export", "adapters", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["export", "adapters", "metrics.jsonl", "samples.jsonl"])
 @pytest.mark.parametrize("kind", ["file", "link", "folder"])
 def test_a_new_run_takes_nobody_s_place(tmp_path: Path, name: str, kind: str) -> None:
     """Not even that of a finished run whose checkpoints are gone; only what it says before its first one is its own."""
     place = tmp_path / name
     {"file": place.touch, "link": lambda: place.symlink_to("nowhere"), "folder": place.mkdir}[kind]()
-    for resume in (None, NEWEST) if name != "metrics.jsonl" else (None,):
+    told = name.endswith(".jsonl")
+    for resume in (None,) if told else (None, NEWEST):
         with pytest.raises(CrocodilError, match=f"holds {name} and no checkpoint.*move that away, or give"):
             find_start(LoopConfig(run=str(tmp_path)), resume, "texts")
-    if name == "metrics.jsonl":
+    if told:
         assert find_start(LoopConfig(run=str(tmp_path)), NEWEST, "texts") == Start(None)
+
+
+@pytest.mark.parametrize("resume", [None, NEWEST])
+def test_a_configuration_of_something_else_is_not_written_over(tmp_path: Path, resume: str | None) -> None:
+    config = LoopConfig(run=str(tmp_path))
+    for text in ("services: {web: 80}\n", "steps: many\n", "- a list\n", "\0", 9 * "["):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(
+            CrocodilError, match="config.yaml that is of no run of this recipe .*move it away, or"
+        ):
+            find_start(config, resume, "texts")
+    save_config(
+        replace(config, steps=3), tmp_path / "config.yaml"
+    )  # of a run that did not come to a checkpoint
+    assert find_start(config, resume, "texts") == Start(None)
 
 
 @pytest.mark.parametrize(
