@@ -152,8 +152,9 @@ def generate(
         block_size, temperature, remasking, renoise: see `sampler.demask`. At temperature 0 all texts of `mdm` are one.
             `ancestral` (as `cadd` does if left out) and `entropy` are CADD's, see `cadd.sampler`; with them, `nfe` may be
             more than there are positions, and there are no blocks.
-        draws: chains of latents for each text, of a model that was trained with latents (train_cadd.py): 1 for `cadd` if
-            left out, none for the others. 0 leaves the latents out; with registers, both guide.
+        draws: chains of latents for each text, of a model that was trained with latents (train_cadd.py): 1 if left out,
+            none for other models. 0 leaves the latents out, which such a model has not learned; with registers, both
+            guide.
         estimate: what latents move towards: `hard` or `soft` (CADD Eq. 21), or the latent of a `drawn` token.
         stochastic: draw latents from their posterior, or move them straight.
         corrector: share of a step that is gone too far and taken back (`cadd.sampler`).
@@ -180,7 +181,8 @@ def generate(
     canvas = lay_out(model.vocabulary, model.resolve_length(length), prompt, template, min_length)
     steps = min(nfe, canvas.slots)
     first, used = _denoisers(model, chosen, canvas, steps, guidance)
-    draws = chosen.draws if draws is None else draws
+    if draws is None:
+        draws = _usual_draws(model, method, chosen)
     require_whole("draws", draws, 0)
     require_number("corrector", corrector, 0)
     settings = _Settings(
@@ -406,6 +408,18 @@ def _latents(model: Model, settings: _Settings) -> LatentSpace | None:
         settings.estimate,  # type: ignore[arg-type]
         settings.stochastic,
     )
+
+
+def _usual_draws(model: Model, method: str, chosen: Method) -> int:
+    """A demasker that was trained with latents is shown them, and one that was not has none."""
+    if chosen.draws or model.augmented is None:
+        return chosen.draws
+    if method == "mdm":
+        raise CrocodilError(
+            f"{model.name} was trained with token latents, and mdm shows it none: take cadd, the baseline bundled/mdm, "
+            "or draws=0 to see what it writes without"
+        )
+    return 1
 
 
 def _check_chain(model: Model, settings: _Settings) -> None:

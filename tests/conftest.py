@@ -115,7 +115,20 @@ def tiny_bundle(
     make_autoencoder: Callable[..., Autoencoder],
     tiny_vocabulary: Vocabulary,
 ) -> Path:
-    """A model folder in float32, with latents, K = 4, D = 24, windows of 32 tokens. Copy it before changing it."""
+    """A model folder in float32, K = 4, D = 24, windows of 32 tokens. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    save_autoencoder(folder, make_autoencoder(), tiny_vocabulary, WINDOW)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_latents(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_autoencoder: Callable[..., Autoencoder],
+    tiny_vocabulary: Vocabulary,
+) -> Path:
+    """The same with latents of tokens."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     folder.mkdir()
     autoencoder = make_autoencoder()

@@ -105,12 +105,16 @@ def test_16_bit_weights_are_close_and_computed_in_float32(
     assert len(weights) == 4 and {tensor.dtype for file in weights for tensor in file.values()} == {dtype}
 
 
-def test_what_was_read_can_be_written_again(tiny_bundle: Path, tmp_path: Path) -> None:
-    found = open_augmented(tiny_bundle)
-    assert found.autoencoder is not None
+@pytest.mark.parametrize("kind", ["tiny_bundle", "tiny_latents"])
+def test_what_was_read_can_be_written_again(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    bundle: Path = request.getfixturevalue(kind)
+    found = open_augmented(bundle)
+    assert found.autoencoder is not None and (found.demasker.latents is None) == (kind == "tiny_bundle")
     again = save(tmp_path / "model", found.autoencoder, found.vocabulary, latents=found.demasker.latents)
-    for file in sorted(path.relative_to(tiny_bundle) for path in tiny_bundle.rglob("*") if path.is_file()):
-        assert (again / file).read_bytes() == (tiny_bundle / file).read_bytes(), file
+    for file in sorted(path.relative_to(bundle) for path in bundle.rglob("*") if path.is_file()):
+        assert (again / file).read_bytes() == (bundle / file).read_bytes(), file
 
 
 def test_the_record_of_training_goes_with_it(

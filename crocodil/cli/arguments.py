@@ -166,7 +166,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         type=_whole,
         metavar="K",
         help="chains of token latents, of a model that was trained with them; each costs an evaluation a step (default 1 "
-        "for cadd, else 0)",
+        "for such a model, else 0)",
     )
     one.add_argument(
         "--estimate",

@@ -166,9 +166,8 @@ def generate(args: argparse.Namespace) -> None:
 
     window = lay_out(model.vocabulary, model.resolve_length(args.length), args.prompt, args.template)
     # CADD's chain has as many steps as it is told to, LLaDA's sampler at most one for each position
-    chained = (
-        args.method == "cadd" or args.draws or args.corrector or args.remasking in ("ancestral", "entropy")
-    )
+    has_latents = model.augmented is not None if args.draws is None else args.draws > 0
+    chained = has_latents or args.corrector or args.remasking in ("ancestral", "entropy")
     steps = args.nfe if chained else min(args.nfe, window.slots)
     refreshed = refreshes(find_method(args.method, args.refresh), steps)
     names = (
