@@ -143,13 +143,14 @@ def make_lab(
 @pytest.fixture(scope="session")
 def cadd_models(
     tiny_bundle: Path,
+    tiny_latents: Path,
     tiny_vocabulary: Vocabulary,
     make_llada: Callable[..., LLaDA],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, str]:
     """A tiny folder for every model of the section `cadd`."""
     root, letters = tmp_path_factory.mktemp("cadd"), character_vocabulary()
-    found = {"both": str(tiny_bundle), "registers_only": str(tiny_bundle)}
+    found = {"both": str(tiny_latents), "registers_only": str(tiny_bundle)}
     for seed, (name, config) in enumerate(LATENTS.items()):
         vocabulary = letters if name.startswith("letters") else tiny_vocabulary
         ids = {"mask_token_id": vocabulary.mask_id, "eos_token_id": vocabulary.eos_id}

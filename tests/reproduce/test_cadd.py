@@ -153,7 +153,8 @@ def test_texts_fill_their_window_and_do_not_depend_on_their_part(lab: Lab) -> No
 def test_without_draws_it_is_masked_diffusion(lab: Lab) -> None:
     """The same sampler on the network without its latents."""
     task = chains(lab, "cadd", 3, 0)[0].of
-    written = lab.model(CADD + "cadd").generate(2, method="mdm", remasking="ancestral", nfe=3, min_length=32)
+    options = {"method": "mdm", "draws": 0, "remasking": "ancestral", "nfe": 3, "min_length": 32}
+    written = lab.model(CADD + "cadd").generate(2, **options)  # type: ignore[arg-type]
     assert lab.result(task).values["texts"] == [one.text for one in written]
 
 

@@ -48,6 +48,7 @@ class Written(Task):
             refresh_steps=self.refresh_steps,
             temperature=self.temperature,
             remasking=self.remasking,
+            draws=0,  # the first paper has no latents of tokens
             seed=self.seed + self.part[0],
         )
         names = ("text", "nfe", "nfe_paper", "nfe_wall")
