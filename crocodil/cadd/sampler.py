@@ -163,7 +163,10 @@ def cosine_temperature(largest: float) -> Callable[[float], float]:
 
 
 class _Chains:
-    """The latents of all texts, (K, B, N, E): clean under visible tokens, noised under masked ones."""
+    """The latents of all texts, (K, B, N, E): clean under visible tokens, noised under masked ones.
+
+    In float32 whatever the network is in: a step of many changes less of a latent than bfloat16 can hold.
+    """
 
     def __init__(self, space: LatentSpace, x_BN: Tensor, slot_BN: Tensor, numbers: _Numbers) -> None:
         self.space, self._numbers = space, numbers
@@ -193,7 +196,7 @@ class _Chains:
         estimate_RE = table_VE[drawn_R] if how == "drawn" else estimate(log_pi_RV, table_VE, how)
         z_KRE = (
             to.keep * self.z_KBNE[:, at[0], at[1]]
-            + to.take * estimate_RE
+            + to.take * estimate_RE.float()
             + to.std * noise_KBNE[:, at[0], at[1]]
         )
         clean_RE = self._clean(ids_BN[at])
@@ -210,12 +213,11 @@ class _Chains:
 
     def noise(self) -> Tensor:
         """ε, (K, B, N, E)."""
-        K, E = self.space.draws, self.space.table_VE.shape[1]
-        return self._numbers.normal(K, E).to(self.space.table_VE)
+        return self._numbers.normal(self.space.draws, self.space.table_VE.shape[1])
 
     def _clean(self, ids: Tensor) -> Tensor:
         """Clean latents of any shape of ids; a mask token beyond the table gets one that nobody looks at."""
-        return self.space.table_VE[ids.clamp(max=len(self.space.table_VE) - 1)]
+        return self.space.table_VE[ids.clamp(max=len(self.space.table_VE) - 1)].float()
 
 
 class _Numbers:

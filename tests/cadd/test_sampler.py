@@ -338,6 +338,26 @@ def test_latents_of_masked_tokens_are_distributed_as_in_training(
     assert times == [1 - step / 8 for step in range(8)]
 
 
+@pytest.mark.parametrize("schedule", ["flow", "vp"])
+def test_sixteen_bits_of_the_network_are_not_those_of_its_latents(schedule: Schedule) -> None:
+    """A step of many changes less of a latent than bfloat16 holds: the chain is that of a float32 network."""
+    clean, seen = table().bfloat16(), []
+
+    def predict(ids: torch.Tensor, rows: torch.Tensor, z: torch.Tensor | None, t: float) -> torch.Tensor:
+        assert z is not None
+        if t < 0.1:
+            seen.append(z[rows].float())
+        return oracle(text(1, 48))(ids, rows, z, t)
+
+    for table_VE in (clean, clean.float()):
+        latents = space(table_VE=table_VE, schedule=schedule)
+        sample(predict, masks(1, 48), MASK, steps=500, generators=seeded(0), latents=latents)
+    half = len(seen) // 2
+    assert half > 10 and all(
+        torch.equal(one, other) for one, other in zip(seen[:half], seen[half:], strict=True)
+    )
+
+
 def test_the_deterministic_step_draws_nothing_and_the_stochastic_one_does() -> None:
     """Two latents that start alike stay alike, or do not."""
     for stochastic in (False, True):
