@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from crocodil.adapters import (
     read_adapters,
     trainable,
 )
+from crocodil.augmented import Augmented, CaddRecipe
+from crocodil.augmented import build as augmented_of
+from crocodil.augmented import origin as augmented_origin
 from crocodil.autoencoder import Autoencoder
 from crocodil.bundle import (
     DTYPES,
@@ -39,7 +42,9 @@ from crocodil.cadd.latents import TokenLatents
 from crocodil.demasker.llada import LLaDA
 from crocodil.demasker.weights import save_llada
 from crocodil.errors import CrocodilError
+from crocodil.joint import DemaskerRecipe, as_built, build, origin
 from crocodil.shards import SHARD_BYTES, list_tensors, read_json
+from crocodil.text.data import Texts
 from crocodil.text.vocabulary import Vocabulary
 from crocodil.training.checkpoints import latest, publishing, require_complete
 from crocodil.training.config import CONFIG, load_config
@@ -104,8 +109,8 @@ def export(
     """Write a model folder, or LLaDA alone.
 
     Args:
-        source: a model folder or hub id; a run of train_demasker.py (its newest whole checkpoint) or one of its
-            checkpoints; or a folder of adapters, which are merged.
+        source: a model folder or hub id; a run of train_demasker.py or train_cadd.py (its newest whole checkpoint) or
+            one of its checkpoints; or a folder of adapters, which are merged.
         out: a folder that does not exist yet.
         dtype: of the weights on disk, `bfloat16`, `float16` or `float32`; None keeps a model's, takes the base's for
             adapters, and for a checkpoint what the configuration of the run says.
@@ -203,14 +208,23 @@ def _open_adapters(folder: Path, dtype: str | None, base: str | Path | None) -> 
     )
 
 
-def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool | None) -> _Opened:
-    """A checkpoint of train_demasker.py; every file of it is verified first, and every tensor accounted for."""
-    from crocodil.joint import DemaskerRecipe, as_built, build, origin
+@dataclass(frozen=True)
+class _Begun:
+    """What a run began with, before any of a checkpoint's weights."""
 
-    try:
-        config = load_config(DemaskerRecipe, str(run / CONFIG))
-    except CrocodilError as error:
-        raise CrocodilError(f"{run} is no run of train_demasker.py ({error})") from None
+    recipe: str
+    module: Autoencoder | Augmented
+    vocabulary: Vocabulary
+    origin: dict[str, Any]
+    record: dict[str, Any]
+    window: int
+    dtype: str
+    is_stored: Callable[[str], bool]
+    """Says of a parameter name whether it is in checkpoints."""
+
+
+def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool | None) -> _Opened:
+    """A checkpoint; every file of it is verified first, and every tensor accounted for."""
     if folder == run:
         newest = latest(run)
         if newest is None:
@@ -225,21 +239,16 @@ def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool |
     if average and not has_average:
         raise CrocodilError(f"{folder} has no average of weights (ema was 0); leave --average out")
     averaged = has_average if average is None else average
-    module, vocabulary = build(config, mapped=True)  # of its weights only those under adapters stay
-    before, now = values.get("origin", {}), origin(module, vocabulary)
-    if config.lora is not None and "base" in before:
-        now["base"] = fingerprint_of(module)
-    check_origin(folder, before, now)
-    record = as_built(config, module)
-    name = dtype or config.export_dtype
-    if config.lora is not None:
-        inject(module, config.lora, config.seed)
-    parameters = dict(module.named_parameters())
-    if config.lora is not None:
-        # what lies under adapters is in no checkpoint; a merge wants all its digits
-        for parameter in parameters.values():
-            parameter.data = parameter.data.float()
-        parameters = {key: parameter for key, parameter in parameters.items() if trainable(key)}
+    before = values.get("origin", {})
+    begun = _begin(run, "base" in before)
+    check_origin(folder, before, begun.origin)
+    # a merge wants all the digits of what lies under adapters too
+    everything = dict(begun.module.named_parameters())
+    parameters = {key: parameter for key, parameter in everything.items() if begun.is_stored(key)}
+    for key in everything.keys() - parameters.keys():
+        everything[key].data = everything[key].data.float()
+    name = dtype or begun.dtype
+    kind = DTYPES[name] if len(parameters) == len(everything) else torch.float32
     stored = {key.removeprefix("model/") for key in tensors if key.startswith("model/")}
     if odd := sorted(stored ^ parameters.keys()):
         raise CrocodilError(
@@ -253,13 +262,57 @@ def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool |
                 f"{folder}: {key} has shape {tuple(value.shape)}, {run / CONFIG} asks for {tuple(parameter.shape)}: "
                 "they are not of one run"
             )
-        # a merge wants all digits
-        parameter.data = value.to(DTYPES[name] if config.lora is None else torch.float32, copy=True)
-    merge(module)
+        parameter.data = value.to(kind, copy=True)
+    module: Autoencoder | LLaDA
+    if isinstance(begun.module, Augmented):
+        latents = begun.module.demasker.latents
+        module = begun.module.autoencoder or begun.module.demasker.llada
+    else:
+        module, latents = begun.module, None
+        merge(module)
     step = values["step"]
-    trained = {"recipe": "train_demasker", "steps": step, "config": record}
+    trained = {"recipe": begun.recipe, "steps": step, "config": begun.record}
     return _Opened(
-        "checkpoint", module, vocabulary, name, max(config.data.lengths), trained, step, averaged
+        "checkpoint", module, begun.vocabulary, name, begun.window, trained, step, averaged, latents=latents
+    )  # fmt: skip
+
+
+def _begin(run: Path, with_base: bool) -> _Begun:
+    """The model of a run's configuration.
+
+    Args:
+        with_base: its checkpoints say which weights lie under their adapters.
+    """
+    try:
+        config: DemaskerRecipe | CaddRecipe = load_config(DemaskerRecipe, str(run / CONFIG))
+    except CrocodilError as error:
+        try:
+            config = load_config(CaddRecipe, str(run / CONFIG))
+        except CrocodilError:
+            raise CrocodilError(f"{run} is no run of train_demasker.py or train_cadd.py ({error})") from None
+    window = max(config.data.lengths)
+    if isinstance(config, CaddRecipe):
+        if config.images is not None:
+            raise CrocodilError(
+                f"{run} is of images, whose checkpoints are not written out; --resume ends it"
+            )
+        frozen = config.registers and not config.train_encoder
+        augmented, vocabulary = augmented_of(config, Texts(config.data), mapped=not config.registers)
+        return _Begun(
+            "train_cadd", augmented, vocabulary, augmented_origin(augmented, vocabulary, frozen),
+            asdict(config), window, config.export_dtype,
+            lambda name: not (frozen and name.startswith("encoder.")),
+        )  # fmt: skip
+    module, vocabulary = build(config, mapped=True)  # of its weights only those under adapters stay
+    now = origin(module, vocabulary)
+    if config.lora is not None and with_base:
+        now["base"] = fingerprint_of(module)
+    record = as_built(config, module)
+    if config.lora is not None:
+        inject(module, config.lora, config.seed)
+    return _Begun(
+        "train_demasker", module, vocabulary, now, record, window, config.export_dtype,
+        lambda name: config.lora is None or trainable(name),
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from crocodil.registers.cache import CacheSpec, CacheWriter, Dtype
 from crocodil.text.data import DataConfig, Texts
 from crocodil.text.windows import Windows
 from crocodil.training.accelerators import accelerator, leave
+from crocodil.training.checkpoints import together
 from crocodil.training.config import parse_arguments
 from crocodil.training.limits import check_path, require_at_least
 from crocodil.training.loop import LoopConfig
@@ -106,9 +107,10 @@ def cache(config: CacheRecipe, ranks: Accelerator) -> None:
         return
 
     # 3. The shards that are missing, dealt to the ranks.
+    with together(f"begin {config.out}"):
+        if ranks.is_main_process:  # before anybody else writes there, or it would be swept away
+            CacheWriter(config.out, spec).sweep()
     writer = CacheWriter(config.out, spec)
-    if ranks.is_main_process:
-        writer.sweep()
     # one list for all: who looks later sees shards that another has written meanwhile
     missing = broadcast(writer.missing() if ranks.is_main_process else [])
     if missing and len(missing) < spec.shards:

@@ -132,6 +132,15 @@ def test_a_rank_that_comes_late_leaves_no_shard_out(trials: Trials, short: Path,
     assert len(list(out.glob("shard-*.safetensors"))) == len(list(out.glob("shard-*.json"))) > 2
 
 
+def test_what_one_rank_begins_to_write_another_does_not_sweep_away(
+    trials: Trials, short: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "registers"
+    about = caching(trials, short, out)
+    trials.nursery.run("tests.faults.latecomers:cache_with_a_slow_rank", *about, launch="cpu2.yaml")
+    assert (out / "cache.json").exists() and not list(out.glob(".*"))
+
+
 @pytest.fixture(scope="module")
 def denoising(trials: Trials, short: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Arguments of a denoiser of 2 steps, without a cache."""

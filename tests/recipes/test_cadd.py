@@ -14,6 +14,7 @@ import crocodil
 from crocodil.augmented import CaddRecipe
 from crocodil.bundle import open_augmented
 from crocodil.errors import CrocodilError
+from crocodil.export import export
 from crocodil.training.config import load_config
 from tests.recipes.tiny import TINY_CADD, common, launch, losses, weights_differ
 
@@ -55,6 +56,18 @@ def test_the_export_generates_with_latents_and_without(cadd: Path) -> None:
     assert model.generate(1, method="mdm", nfe=4)[0].nfe <= 4
     with pytest.raises(CrocodilError, match="train_demasker.py"):
         model.encode("x = 1\n")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Files of a model, but for the manifest, which has another's digests only if they differ."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_checkpoint_is_written_out_as_the_run_writes_its_end(cadd: Path, tmp_path: Path) -> None:
+    made = export(cadd, tmp_path / "out")
+    assert (made.kind, made.step) == ("checkpoint", 3)
+    assert contents(tmp_path / "out") == contents(cadd / "export")
 
 
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(cadd: Path, texts: Path, tmp_path: Path) -> None:
@@ -132,6 +145,8 @@ def test_registers_and_latents_in_one_demasker(one_rank: Path, texts: Path, tmp_
     registers = after.encode("def f(x):\n")
     assert torch.equal(registers.values_WKD, before.encode("def f(x):\n").values_WKD)
     assert after.decode(registers, nfe=4) and after.generate(1, method="cadd", nfe=4)
+    export(run / "step-00000003", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(run / "export")
 
 
 def test_a_run_goes_on_with_the_encoder_that_it_began_with(
