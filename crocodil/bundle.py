@@ -132,7 +132,7 @@ def resolve(name: str | Path, wanted: Sequence[str] = ("*.json", "*.safetensors"
     except Exception as error:  # the hub's client and its HTTP library raise what they like
         raise CrocodilError(
             f"no model {str(name)!r}: not a folder here, and not to be had from the hub ({type(error).__name__}); "
-            "give a folder, or leave it out for the bundled nano model"
+            "give a folder, or `bundled`, the model that comes with the package"
         ) from None
 
 
@@ -389,14 +389,20 @@ def read_index(folder: Path) -> Index:
     """config.json of a bundle; unknown keys, other formats and impossible values are refused."""
     file = folder / INDEX
     if not folder.is_dir() or not file.is_file():
-        raise CrocodilError(
-            f"{folder} holds no crocodil model ({INDEX} is missing); give a folder that `export` wrote"
+        export = folder / "export"
+        hint = (
+            f"take {export}, or `crocodil export`" if export.is_dir() else "give a folder that `export` wrote"
         )
+        raise CrocodilError(f"{folder} holds no crocodil model ({INDEX} is missing); {hint}")
     values = read_json(file)
     if values.get("kind") == "adapters":
         raise CrocodilError(
             f"{folder} holds adapters, not a whole model: load the model they were trained on with adapters={folder}, "
             f"or merge them: crocodil export {folder} --out FOLDER"
+        )
+    if values.get("kind") == "images":
+        raise CrocodilError(
+            f"{folder} is a model of images: open it with crocodil.images.weights.load_pixels, as docs/cadd.md shows"
         )
     return check_index(values, file)
 

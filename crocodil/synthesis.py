@@ -186,7 +186,7 @@ def generate(
     require_whole("draws", draws, 0)
     require_number("corrector", corrector, 0)
     settings = _Settings(
-        chosen, steps, _registers_in_use(model, k, used), latent_steps, refresh_steps,
+        chosen, steps, _registers_in_use(model, k, used, method), latent_steps, refresh_steps,
         float(guidance), block_size, float(temperature), remasking or chosen.remasking, renoise,
         draws, estimate, stochastic, float(corrector),
     )  # fmt: skip
@@ -546,13 +546,15 @@ def _lacks(model: Model, kind: str) -> CrocodilError:
     )
 
 
-def _registers_in_use(model: Model, k: int | None, used: Sequence[TrainedDenoiser]) -> int:
+def _registers_in_use(
+    model: Model, k: int | None, used: Sequence[TrainedDenoiser], method: str = "this method"
+) -> int:
     """Registers that the demasker sees, at most those that the denoisers make."""
     most = min((trained.config.K for trained in used), default=model.K)
     if k is None:
         return min(K_IN_USE, most)
     if not used:
-        raise CrocodilError("mdm uses no registers: leave out k, or choose another method")
+        raise CrocodilError(f"{method} uses no registers: leave out k, or choose another method")
     require_whole("k", k, 1)
     if k > most:
         raise CrocodilError(

@@ -7,7 +7,7 @@ The loss is LLaDA's: mask every token with probability t, predict the masked one
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -156,7 +156,8 @@ def train(config: BaseRecipe, ranks: Accelerator, resume: str | None) -> None:
             # 6. Save.
             if run.save(engine, step):
                 return
-        run.export(engine, lambda out, module: save_unguided(out, module.llada, vocabulary))
+        made = {"recipe": "train_base", "steps": run.start.step, "config": asdict(config)}
+        run.export(engine, lambda out, module: save_unguided(out, module.llada, vocabulary, trained=made))
 
 
 def cost(config: LLaDAConfig, batches: list[MaskedTexts]) -> tuple[int, float]:

@@ -443,7 +443,10 @@ def plan(args: argparse.Namespace) -> None:
         from crocodil.plan.terminal import headline, show
         from crocodil.training.config import load_config
 
-        config = load_config(DemaskerRecipe, args.config, args.overrides)
+        try:
+            config = load_config(DemaskerRecipe, args.config, args.overrides)
+        except CrocodilError as error:
+            raise CrocodilError(f"{error} (plan knows what train_demasker.py knows)") from None
         launch = args.launch or ("zero3" if args.gpus > 1 else "ddp")
         place = Place(args.gpus, args.gpu, launch, args.gpus_per_node, args.between * 1e9, args.mfu)
         found = plan(networks(config), place, args.texts, args.mean_length)
@@ -566,8 +569,15 @@ def _write(folder: Path, report: Report) -> None:
     _say(f"report: {write_report(folder, report)}")
 
 
+class _Pipe(Console):
+    """A console that lets `main` see that its reader has left, which rich would end the program for."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def _console() -> Console:
-    return Console(file=sys.stdout, highlight=False)
+    return _Pipe(file=sys.stdout, highlight=False)
 
 
 def _say(message: str) -> None:

@@ -55,10 +55,10 @@ class ImagesConfig:
 
     def __post_init__(self) -> None:
         if self.size is not None:
-            require_whole("data.size", self.size, 1)
+            require_whole("images.size", self.size, 1)
         if self.channels not in (None, 1, 3):
-            raise CrocodilError(f"data.channels is {self.channels!r}; give 1 for grey or 3 for RGB")
-        require_number("data.held_out", self.held_out, 0, 0.99)
+            raise CrocodilError(f"images.channels is {self.channels!r}; give 1 for grey or 3 for RGB")
+        require_number("images.held_out", self.held_out, 0, 0.99)
         require_number("data.augmentation", self.augmentation, 0, 1)
 
 
@@ -146,7 +146,7 @@ def load_split(config: ImagesConfig) -> Split:
     out_n = held_out_rows(images, config.held_out, config.split_seed)
     if out_n.all() or (config.held_out and not out_n.any()):
         raise CrocodilError(
-            f"{images.name}: of {len(images)} images {int(out_n.sum())} are held out; change data.held_out or "
+            f"{images.name}: of {len(images)} images {int(out_n.sum())} are held out; change images.held_out or "
             "data.split_seed"
         )
     return Split(
@@ -178,7 +178,7 @@ def augment(ids_CHW: Tensor, generator: torch.Generator, probability: float) -> 
     if probability and ids_CHW.shape[-1] != ids_CHW.shape[-2]:
         raise CrocodilError(
             f"images of {ids_CHW.shape[-2]} x {ids_CHW.shape[-1]} pixels cannot be rotated: data.augmentation wants "
-            "squares, give data.size"
+            "squares, give images.size"
         )
     coins = torch.rand(2, generator=generator)
     flips = int(torch.randint(2, (), generator=generator))
@@ -197,7 +197,7 @@ def load_images(config: ImagesConfig) -> Images:
     if config.source == DIGITS:
         if config.size not in (None, 8) or config.channels not in (None, 1):
             raise CrocodilError(
-                "digits have 8 x 8 pixels in one channel; leave out data.size and data.channels"
+                "digits have 8 x 8 pixels in one channel; leave out images.size and images.channels"
             )
         return digits()[0]
     if config.source.startswith(PREFIX):
@@ -206,7 +206,7 @@ def load_images(config: ImagesConfig) -> Images:
         found = _of_folder(config)
     else:
         raise CrocodilError(
-            f"data.source: there is no folder {config.source}; give a folder of PNG or JPEG files, {DIGITS}, or "
+            f"images.source: there is no folder {config.source}; give a folder of PNG or JPEG files, {DIGITS}, or "
             f"{PREFIX}NAME"
         )
     return Images(torch.from_numpy(found), LEVELS, config.source)
@@ -287,7 +287,9 @@ def _levels(n: int, pictures: Iterator[tuple[str, Image]], config: ImagesConfig)
             images = np.empty((n, *levels.shape), np.uint8)
         if levels.shape != images.shape[1:]:
             sizes = [f"{shape[2]} x {shape[1]}" for shape in (levels.shape, images.shape[1:])]
-            raise CrocodilError(f"{where} has {sizes[0]} pixels, the first image {sizes[1]}; give data.size")
+            raise CrocodilError(
+                f"{where} has {sizes[0]} pixels, the first image {sizes[1]}; give images.size"
+            )
         images[number] = levels
     assert images is not None
     return images

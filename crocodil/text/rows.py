@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -74,6 +75,8 @@ def optional(module: str, package: str) -> ModuleType:
     Raises:
         CrocodilError: it is not installed.
     """
+    # where bitsandbytes is installed, some import it, and it warns of kernels that nobody has asked for
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return importlib.import_module(module)
     except ImportError as error:

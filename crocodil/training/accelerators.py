@@ -46,6 +46,10 @@ def accelerator(config: LoopConfig) -> Accelerator:
     patience = timedelta(minutes=2 * config.timeout) if config.timeout else timedelta(days=7)
     # Several CPU ranks are DDP over gloo only when accelerate is told `cpu`; DeepSpeed, which `cpu` would switch off,
     # finds the CPU by itself and has to be told gloo.
+    if not torch.accelerator.is_available():
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # or it says in the middle of the log that it has found out
     group = InitProcessGroupKwargs(timeout=patience, **({"backend": "gloo"} if cpu_ranks and sharded else {}))
     # accelerate hands DDP this argument whatever is asked for, and torch would tell every rank that its name is old
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)

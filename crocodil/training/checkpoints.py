@@ -152,6 +152,10 @@ def require_complete(directory: Path, group: ProcessGroup | None = None) -> None
     Raises:
         CrocodilError: naming the damaged file.
     """
+    with together(f"read {directory}", group):
+        if not directory.is_dir():
+            there = ", ".join(sorted(path.name for path in directory.parent.glob("step-*"))) or "none"
+            raise CrocodilError(f"{directory}: there is no such checkpoint; beside it there are: {there}")
     if fault := _agreed_damage(directory, group):
         raise CrocodilError(f"{directory}: not loaded: {fault}; choose another checkpoint of the run")
 

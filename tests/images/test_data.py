@@ -236,7 +236,9 @@ def test_bad_sources_are_refused_in_one_line(tmp_path: Path, data_set: Path) -> 
     Image.fromarray(picture(4, 4)).save(empty / "a.png")
     refused(ImagesConfig(source=str(empty), held_out=0.0001), "of 1 images 0 are held out")
     Image.fromarray(picture(4, 6)).save(empty / "b.png")
-    refused(ImagesConfig(source=str(empty)), "b.png has 6 x 4 pixels, the first image 4 x 4; give data.size")
+    refused(
+        ImagesConfig(source=str(empty)), "b.png has 6 x 4 pixels, the first image 4 x 4; give images.size"
+    )
     Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(empty / "c.png")
     refused(ImagesConfig(source=str(empty), size=4), "c.png has pixels of kind I;16")
     (empty / "c.png").write_bytes((empty / "a.png").read_bytes()[:60])
@@ -246,10 +248,10 @@ def test_bad_sources_are_refused_in_one_line(tmp_path: Path, data_set: Path) -> 
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"size": 0}, "data.size"),
-        ({"size": 8.5}, "data.size"),
-        ({"channels": 2}, "data.channels is 2"),
-        ({"held_out": 1.0}, "data.held_out"),
+        ({"size": 0}, "images.size"),
+        ({"size": 8.5}, "images.size"),
+        ({"channels": 2}, "images.channels is 2"),
+        ({"held_out": 1.0}, "images.held_out"),
         ({"augmentation": 1.5}, "data.augmentation"),
     ],
 )

@@ -107,6 +107,7 @@ def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
             ["--config", PRESET, "--gpus", "8", "suffix_from=4294967296"],
             "suffix_from must be a whole number from 1",
         ),
+        (["--config", "recipes/configs/cadd-nano.yaml", "--gpus", "8"], "plan knows what train_demasker.py"),
         (["--config", PRESET, "--gpus", "8", "--mfu", "0"], "mfu 0.0 must be from 0.0001 to 1"),
         (["--config", PRESET, "--gpus", "8", "--mfu", "1e-320", "--json"], "must be from 0.0001 to 1"),
         (

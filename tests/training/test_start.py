@@ -276,6 +276,13 @@ def test_a_model_with_a_checkpoint_s_name_is_no_checkpoint(tmp_path: Path) -> No
         find_start(config, NEWEST, "texts")
 
 
+def test_a_checkpoint_that_is_gone_names_those_that_are_there(tmp_path: Path) -> None:
+    config = Config(run=str(tmp_path))
+    saved(tmp_path, config)
+    with pytest.raises(CrocodilError, match="step-00000003: there is no such checkpoint.*step-00000007"):
+        find_start(config, str(tmp_path / checkpoint_name(3)), "texts")
+
+
 def test_a_copy_may_have_a_name_of_its_own(tmp_path: Path) -> None:
     config = Config(run=str(tmp_path / "run"))
     kept = tmp_path / "good one"
