@@ -5,7 +5,7 @@ The configuration of `recipes/train_cadd.py` and the module that is built of it.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -58,7 +58,7 @@ class CaddRecipe(LoopConfig):
     unet: UNetShape = field(default_factory=UNetShape)
     latents: LatentConfig | None = field(default_factory=LatentConfig)
     """null trains plain masked diffusion on the same path: the baseline. A model at `init` that has latents keeps its
-    own, and these are ignored."""
+    own: what is asked for otherwise is refused."""
     objective: Objective = field(default_factory=Objective)
     data: DataConfig = field(default_factory=DataConfig)
     corruption: Corruption = field(default_factory=lambda: Corruption(masking=MaskingConfig(all_mask=0.0)))
@@ -80,7 +80,10 @@ class CaddRecipe(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_rows(self)
+        if self.images is None:
+            check_rows(self)
+        else:
+            require_at_least(1, self, "row_tokens")
         require_at_least(0, self, "sample_every", "anneal_steps")
         require_at_least(1, self, "samples", "sample_nfe")
         if self.images is not None and (self.init is not None or self.registers):
@@ -138,6 +141,8 @@ def build(config: CaddRecipe, texts: Texts, mapped: bool = False) -> tuple[Augme
     host = found.demasker.host
     host.llada.allow(longest)
     latents = found.demasker.latents
+    if config.latents is not None and latents is not None:
+        _refuse_others(config.init, config.latents, latents.settled)
     if config.latents is None or latents is None:
         latents = _latents(config, host)
     demasker = AugmentedDemasker(host, latents, config.objective)
@@ -151,6 +156,17 @@ def _vocabulary(config: CaddRecipe, texts: Texts) -> Vocabulary:
     if config.data.letters:
         return character_vocabulary()
     return train_bpe(texts.sample(), config.shape.vocabulary)
+
+
+def _refuse_others(init: str, asked: LatentConfig, found: LatentConfig) -> None:
+    """What is asked of latents that a model brings along must be what they are, or be left out."""
+    for one in fields(LatentConfig):
+        wanted, is_there = getattr(asked, one.name), getattr(found, one.name)
+        if wanted not in (one.default, is_there):
+            raise CrocodilError(
+                f"latents.{one.name} is {wanted}, and {init} has latents of its own, with {is_there}: leave it out, or "
+                "take a model without latents as init"
+            )
 
 
 def _latents(config: CaddRecipe, host: UnguidedDemasker | GuidedDemasker) -> TokenLatents | None:

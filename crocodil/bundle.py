@@ -443,7 +443,7 @@ def check_index(values: Mapping[str, Any], file: Path) -> Index:
             "copy the model again"
         )
     if guided:
-        with _blaming(file):
+        with blaming(file):
             check_count(index.K)
     return index
 
@@ -454,7 +454,7 @@ def _check_latents(values: Any, file: Path) -> LatentConfig | None:
     known = {f.name for f in dataclasses.fields(LatentConfig)}
     if not isinstance(values, dict) or values.keys() != known or None in values.values():
         raise CrocodilError(f"{file}: latents must say {', '.join(sorted(known))}; copy the model again")
-    with _blaming(file):
+    with blaming(file):
         return LatentConfig(**values)
 
 
@@ -514,6 +514,10 @@ def open_augmented(
             with torch.no_grad():
                 latents.merge.weight.copy_(tensors["merge.weight"])
             latents.merge.to(host.llada.head_weight.dtype)
+        elif (folder / LATENTS).exists():
+            raise CrocodilError(
+                f"{folder / LATENTS} belongs to fusion concat, {INDEX} says {index.latents.fusion}; copy the model again"
+            )
         latents = latents.to(device)
     return Opened(AugmentedDemasker(host, latents), vocabulary, index.window, autoencoder)
 
@@ -560,9 +564,9 @@ def assemble(
 ) -> Autoencoder:
     """An autoencoder around its two backbones; what is beyond them comes from `folder`."""
     guide = GuideConfig(index.K, index.D, index.layout, index.local_pairs)  # type: ignore[arg-type]
-    with _blaming(folder / INDEX):
+    with blaming(folder / INDEX):
         demasker = GuidedDemasker(llada, guide)
-    with _blaming(folder / "encoder"):
+    with blaming(folder / "encoder"):
         encoder = RegisterEncoder(backbone, index.K, vocabulary.eos_id, index.scale, index.suffix_from)  # type: ignore[arg-type]
     autoencoder = Autoencoder(encoder, demasker, noise)
     for file, parameters in _beyond(autoencoder).items():
@@ -677,7 +681,7 @@ def _load_backbone(folder: Path) -> Qwen3Model:
     for name, number in {"rope_theta": theta, "rms_norm_eps": values["rms_norm_eps"]}.items():
         if type(number) not in (int, float) or not number > 0:
             raise CrocodilError(f"{file}: {name} is {number!r}, not a positive number; copy the model again")
-    with _blaming(file), torch.device("meta"):
+    with blaming(file), torch.device("meta"):
         backbone = Qwen3Model(Qwen3Config(**values))
     backbone.load_state_dict(read_matching(folder, backbone.state_dict()), assign=True)
     backbone.rotary_emb = type(backbone.rotary_emb)(backbone.config)  # its angles are in no file
@@ -685,7 +689,7 @@ def _load_backbone(folder: Path) -> Qwen3Model:
 
 
 @contextmanager
-def _blaming(file: Path) -> Iterator[None]:
+def blaming(file: Path) -> Iterator[None]:
     """Whatever cannot be built of what `file` says names it in one line; torch and transformers raise what they like."""
     try:
         yield

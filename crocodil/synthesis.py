@@ -37,6 +37,7 @@ MOST_GUIDANCE = 1000
 """Far beyond any use; the prediction is nothing but the difference of two by then."""
 K_IN_USE = 8
 """Registers that guide a synthesis unless told otherwise, as in the paper's experiments (App. G)."""
+MOST_DRAWS = 1000
 LATENT_STEPS, REFRESH_STEPS = 128, 32
 """DDIM steps from noise without and with a condition (App. E)."""
 
@@ -179,19 +180,21 @@ def generate(
     chosen = find_method(method, refresh)
     require_whole("min_length", min_length, 0)
     canvas = lay_out(model.vocabulary, model.resolve_length(length), prompt, template, min_length)
-    steps = min(nfe, canvas.slots)
-    first, used = _denoisers(model, chosen, canvas, steps, guidance)
     if draws is None:
         draws = _usual_draws(model, method, chosen)
     require_whole("draws", draws, 0)
+    if draws > MOST_DRAWS:
+        raise CrocodilError(f"draws is {draws:,}; give at most {MOST_DRAWS:,}")
     require_number("corrector", corrector, 0)
     settings = _Settings(
-        chosen, steps, _registers_in_use(model, k, used, method), latent_steps, refresh_steps,
+        chosen, nfe, 0, latent_steps, refresh_steps,
         float(guidance), block_size, float(temperature), remasking or chosen.remasking, renoise,
         draws, estimate, stochastic, float(corrector),
     )  # fmt: skip
-    if settings.chained:
-        settings = replace(settings, nfe=nfe)
+    # CADD's chain has as many steps as it is told to, LLaDA's sampler at most one for each position
+    steps = nfe if settings.chained else min(nfe, canvas.slots)
+    first, used = _denoisers(model, chosen, canvas, steps, guidance)
+    settings = replace(settings, nfe=steps, k=_registers_in_use(model, k, used, method))
     _check_chain(model, settings)
     if guidance != 1 and len({_made(trained, settings.k) for trained in used}) > 1:
         raise CrocodilError(

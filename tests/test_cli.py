@@ -289,10 +289,6 @@ def broken(tmp_path: Path) -> dict[str, Path]:
         ("autoencode good.py --report=", "'' is no folder"),
         ("evaluate good.py --report=", "'' is no folder"),
         ("info --model bundled/cadd_ablations/digits_cadd", "is a model of images: open it with"),
-        (
-            "plan --config recipes/configs/cadd-nano.yaml --gpus 8 --gpu h100",
-            "plan knows what train_demasker.py",
-        ),
         ("autoencode good.py --model missing.py", "holds no crocodil model"),
         ("autoencode good.py --frobnicate", "unrecognized arguments"),
         ("encode good.py", "--out"),

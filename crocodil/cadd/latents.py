@@ -24,6 +24,9 @@ from crocodil.errors import CrocodilError
 Fusion = Literal["add", "reweight", "concat"]
 """How a token's embedding and its latent become one vector (CADD §4.3, App. C.3)."""
 
+_LARGEST = 1e6
+"""Of a scale. Beyond it float32 keeps nothing of what it is added to."""
+
 
 @dataclass(frozen=True)
 class LatentConfig:
@@ -46,8 +49,8 @@ class LatentConfig:
             )
         for name in ("rho", "gain"):
             value = getattr(self, name)
-            if value is not None and not (type(value) in (int, float) and value > 0 and math.isfinite(value)):
-                raise CrocodilError(f"latents: {name} is {value!r}, not a positive number")
+            if value is not None and not (type(value) in (int, float) and 0 < value <= _LARGEST):
+                raise CrocodilError(f"latents: {name} is {value!r}, not a positive number up to {_LARGEST:g}")
 
 
 class TokenLatents(nn.Module):

@@ -5,6 +5,7 @@ Shape letters: R masked positions, E demasker width, V rows of the table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -44,8 +45,8 @@ class Objective:
             raise CrocodilError(
                 f"objective: squared {self.squared!r} is not one of null, {', '.join(get_args(Estimate))}"
             )
-        if not self.share >= 0:
-            raise CrocodilError(f"objective: share {self.share} must not be negative")
+        if not (self.share >= 0 and math.isfinite(self.share)):
+            raise CrocodilError(f"objective: share {self.share} must be finite and not negative")
 
     def weights(self, is_masked_T: Tensor, lengths: Sequence[int], t_B: Tensor) -> Tensor:
         """Of every masked position, (R,): 1/n or 1/(n t)."""

@@ -59,7 +59,7 @@ class ImagesConfig:
         if self.channels not in (None, 1, 3):
             raise CrocodilError(f"images.channels is {self.channels!r}; give 1 for grey or 3 for RGB")
         require_number("images.held_out", self.held_out, 0, 0.99)
-        require_number("data.augmentation", self.augmentation, 0, 1)
+        require_number("images.augmentation", self.augmentation, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class PixelSpace:
     H: int
     W: int
     V: int
+
+    def __post_init__(self) -> None:
+        for name in ("C", "H", "W"):
+            require_whole(name, getattr(self, name), 1)
+        require_whole("V", self.V, 2)
 
     @property
     def N(self) -> int:
@@ -147,7 +152,7 @@ def load_split(config: ImagesConfig) -> Split:
     if out_n.all() or (config.held_out and not out_n.any()):
         raise CrocodilError(
             f"{images.name}: of {len(images)} images {int(out_n.sum())} are held out; change images.held_out or "
-            "data.split_seed"
+            "images.split_seed"
         )
     return Split(
         Images(images.ids[~out_n], images.V, images.name),
@@ -177,7 +182,7 @@ def augment(ids_CHW: Tensor, generator: torch.Generator, probability: float) -> 
     """
     if probability and ids_CHW.shape[-1] != ids_CHW.shape[-2]:
         raise CrocodilError(
-            f"images of {ids_CHW.shape[-2]} x {ids_CHW.shape[-1]} pixels cannot be rotated: data.augmentation wants "
+            f"images of {ids_CHW.shape[-2]} x {ids_CHW.shape[-1]} pixels cannot be rotated: images.augmentation wants "
             "squares, give images.size"
         )
     coins = torch.rand(2, generator=generator)

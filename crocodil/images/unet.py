@@ -48,11 +48,15 @@ class UNetShape:
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "head", "groups"):
-            require_whole(f"shape.{name}", getattr(self, name), 1)
-        require_number("shape.dropout", self.dropout, 0, 0.99)
+            require_whole(f"unet.{name}", getattr(self, name), 1)
+        require_number("unet.dropout", self.dropout, 0, 0.99)
+        for name in ("channels", "attention"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or any(type(one) is not int for one in value):
+                raise CrocodilError(f"unet.{name} is {value!r}: give whole numbers")
         if not self.channels or any(c < 1 or c % self.groups for c in self.channels):
             raise CrocodilError(
-                f"shape.channels is {list(self.channels)}: give multiples of groups, {self.groups}"
+                f"unet.channels is {list(self.channels)}: give multiples of groups, {self.groups}"
             )
 
     def sides(self, space: PixelSpace) -> list[int]:
@@ -64,18 +68,18 @@ class UNetShape:
         halvings = len(self.channels) - 1
         if space.H % 2**halvings or space.W % 2**halvings:
             raise CrocodilError(
-                f"shape.channels has {halvings + 1} levels, so sides of images must be multiples of {2**halvings}, not "
+                f"unet.channels has {halvings + 1} levels, so sides of images must be multiples of {2**halvings}, not "
                 f"{space.H} x {space.W}"
             )
         sides = [space.H >> level for level in range(halvings + 1)]
         if missing := set(self.attention) - set(sides):
             raise CrocodilError(
-                f"shape.attention: no level has side {min(missing)}, only {sides} have been made"
+                f"unet.attention: no level has side {min(missing)}, only {sides} have been made"
             )
         attending = [c for c, side in zip(self.channels, sides, strict=True) if side in self.attention]
         if odd := [c for c in (*attending, self.channels[-1]) if c % self.head]:
             raise CrocodilError(
-                f"shape.head {self.head} does not divide {odd[0]} channels, which have self-attention"
+                f"unet.head {self.head} does not divide {odd[0]} channels, which have self-attention"
             )
         return sides
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crocodil.bundle import check_values, resolve
+from crocodil.bundle import blaming, check_values, resolve
 from crocodil.cadd.latents import LatentConfig, TokenLatents
 from crocodil.cadd.sampler import Guess, LatentSpace, Reveal, sample
-from crocodil.errors import CrocodilError, require_whole
+from crocodil.errors import CrocodilError, require_number, require_whole
 from crocodil.images.data import PixelSpace
 from crocodil.images.unet import PixelDemasker, UNetShape
 from crocodil.shards import read_json, read_matching, write_file
@@ -98,13 +98,16 @@ def load_pixels(name: str | Path, device: torch.device | str = "cpu") -> PixelDe
         )
     space = _section(PixelSpace, values.get("space"), file, "space")
     shape = _section(UNetShape, values.get("unet"), file, "unet")
-    latents = None
+    config: LatentConfig | None = None
     if values.get("latents") is not None:
         config = _section(LatentConfig, values["latents"], file, "latents")
-        latents = TokenLatents(config, space.V, shape.width)
-    demasker = PixelDemasker(space, shape, latents)
+        if None in (config.rho, config.gain):
+            raise CrocodilError(f"{file}: latents must say rho and gain; copy the model again")
+    with blaming(file), torch.device("meta"):  # what cannot be is found before memory is asked for
+        latents = None if config is None else TokenLatents(config, space.V, shape.width)
+        demasker = PixelDemasker(space, shape, latents)
     tensors = read_matching(folder / WEIGHTS, demasker.state_dict())
-    demasker.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    demasker.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return demasker.to(device).eval().requires_grad_(False)
 
 
@@ -132,7 +135,12 @@ def generate_images(
     Raises:
         CrocodilError: numbers that do not fit.
     """
-    require_whole("n", n, 1)
+    for name, value in {"n": n, "nfe": nfe, "draws": draws, "batch_size": batch_size}.items():
+        require_whole(name, value, 1)
+    require_whole("seed", seed)
+    require_number("corrector", corrector, 0)
+    if not callable(temperature):
+        require_number("temperature", temperature, 0)
     space, device = demasker.space, demasker.table.weight.device
     latents = None
     if demasker.latents is not None:

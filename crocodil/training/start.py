@@ -126,7 +126,7 @@ def _read(
     if trained_on != corpus:
         raise CrocodilError(
             f"{checkpoint} was trained on other texts ({trained_on}) than data.source gives now ({corpus}), or on "
-            "another task; give what the run began with, or begin a new one from the trained weights with start="
+            "another task; give what the run began with, or begin a new one from the trained weights (start=, init=)"
         )
     _compare(
         checkpoint,
@@ -212,7 +212,7 @@ def _compare(
     if fixed := [shown[key] for key in different if key not in free]:
         raise CrocodilError(
             f"{checkpoint}: {_some(fixed)}. A run goes on with what it began with: give that, or begin a new run "
-            "from the trained weights with start="
+            "from the trained weights (start=, init=)"
         )
     if free:
         _tell(

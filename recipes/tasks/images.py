@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crocodil.augmented import CaddRecipe
 from crocodil.demasker.loss import Losses
+from crocodil.errors import CrocodilError
 from crocodil.images.data import load_split
 from crocodil.images.grid import save_grid
 from crocodil.images.unet import MaskedImages, PixelDemasker, at_level, corrupt, fresh_unet
@@ -34,19 +35,33 @@ class ImageTask:
         self._config, self._ranks = config, ranks
         split = load_split(config.images)
         self._train, held_out = split.train, split.held_out or split.train
+        if len(self._train) < config.batch_size:
+            raise CrocodilError(
+                f"{config.images.source} gives {len(self._train):,} training images, a batch wants "
+                f"{config.batch_size:,}; lower batch_size"
+            )
+        space = self._train.space
+        if config.images.augmentation and space.H != space.W:
+            raise CrocodilError(
+                f"images of {space.W} x {space.H} pixels cannot be rotated; give images.size, or leave out "
+                "images.augmentation"
+            )
         self.module = fresh_unet(
             self._train.space, config.unet, config.latents, config.objective, config.seed
         )
         self._held_out, self._validation = held_out, list(range(min(config.validation_texts, len(held_out))))
         self.digest = self._train.digest
-        self.told = f"{len(self._train):,} training images, {len(held_out):,} held out"
+        self.told = f"{len(self._train):,} training images, "
+        self.told += (
+            f"{len(held_out):,} held out" if split.held_out else "none held out: validation is on them"
+        )
         self._flops = self._forward_flops()
 
     def prepare(self, step: int) -> tuple[list[int], list[MaskedImages]]:
         """What a step learns from, the same whatever the ranks: a pure function of (seed, step)."""
         config, n = self._config, len(self._train)
         # 1. The images, in rows as texts are, and dealt out.
-        per_epoch = max(1, n // config.batch_size)
+        per_epoch = n // config.batch_size
         epoch, batch = divmod(step, per_epoch)
         order = torch.randperm(n, generator=generator(config.seed, epoch, 0, "order"))
         chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size].tolist()

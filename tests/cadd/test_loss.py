@@ -182,8 +182,8 @@ def test_weights_are_one_over_n_or_one_over_n_t() -> None:
     [
         ({"weighting": "snr"}, "weighting 'snr' is not one of one, inverse_t"),
         ({"squared": "mean"}, "squared 'mean' is not one of null, hard, soft"),
-        ({"share": -0.5}, "share -0.5 must not be negative"),
-        ({"share": math.nan}, "share nan must not be negative"),
+        ({"share": -0.5}, "share -0.5 must be finite and not negative"),
+        ({"share": math.nan}, "share nan must be finite and not negative"),
     ],
 )
 def test_objectives_that_cannot_be_are_refused(config: dict[str, object], message: str) -> None:

@@ -252,7 +252,7 @@ def test_bad_sources_are_refused_in_one_line(tmp_path: Path, data_set: Path) -> 
         ({"size": 8.5}, "images.size"),
         ({"channels": 2}, "images.channels is 2"),
         ({"held_out": 1.0}, "images.held_out"),
-        ({"augmentation": 1.5}, "data.augmentation"),
+        ({"augmentation": 1.5}, "images.augmentation"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(wrong: dict, match: str) -> None:

@@ -334,8 +334,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     refused("multiples of groups, 3", groups=3)
     refused("multiples of 8, not 4 x 4", channels=(8, 8, 8, 8))
     refused("no level has side 3", attention=(3,))
-    refused("shape.head 3 does not divide 8 channels", head=3)
-    refused("shape.width", width=0)
-    refused("shape.dropout", dropout=1.0)
+    refused("unet.head 3 does not divide 8 channels", head=3)
+    refused("unet.width", width=0)
+    refused("unet.dropout", dropout=1.0)
     with pytest.raises(CrocodilError, match="wants latents, not null"):
         PixelDemasker(SPACE, TINY, None, Objective(squared="soft"))
