@@ -188,6 +188,7 @@ def save_autoencoder(
     dtype: torch.dtype | None = None,
     trained: Mapping[str, Any] | None = None,
     latents: TokenLatents | None = None,
+    keep_encoder: bool = False,
 ) -> None:
     """Write a model into an empty folder (a temporary one that is published as a whole).
 
@@ -196,6 +197,8 @@ def save_autoencoder(
         dtype: of the weights on disk; None keeps the model's.
         trained: how it was made, for the record: written to training.json.
         latents: those that its demasker sees beside the registers.
+        keep_encoder: its encoder was not trained, and denoisers of its registers go on fitting: where `dtype` would
+            round it, it is written in float32.
 
     Raises:
         CrocodilError: see `check_values`.
@@ -204,13 +207,21 @@ def save_autoencoder(
     if latents is not None:
         check_values(latents, dtype)
     save_llada(autoencoder.demasker.llada, folder / "demasker", dtype=dtype)
-    _save_encoder(autoencoder.encoder, folder / "encoder", vocabulary, window, dtype)
-    save_registers(folder, autoencoder, dtype)
+    of_encoder = dtype
+    if keep_encoder and dtype is not None and not is_exact(autoencoder.encoder, dtype):
+        of_encoder = torch.float32
+    _save_encoder(autoencoder.encoder, folder / "encoder", vocabulary, window, of_encoder)
+    save_registers(folder, autoencoder, dtype, of_encoder)
     vocabulary.save(folder / "tokenizer")
     _save_latents(folder, latents, dtype)
     _save_record(folder, trained)
     (folder / "README.md").write_text(_card(autoencoder, vocabulary, window, trained or {}), encoding="utf-8")
     write_json(folder / INDEX, _described(index_of("autoencoder", autoencoder, vocabulary, window), latents))
+
+
+def is_exact(module: nn.Module, kind: torch.dtype) -> bool:
+    """Whether no weight changes on its way into this dtype."""
+    return all(torch.equal(tensor, tensor.to(kind).to(tensor.dtype)) for tensor in module.parameters())
 
 
 def check_values(module: nn.Module, dtype: torch.dtype | None) -> None:
@@ -255,12 +266,18 @@ def _described(index: Index, latents: TokenLatents | None) -> dict[str, Any]:
     return values if latents is None else values | {"latents": asdict(latents.settled)}
 
 
-def save_registers(folder: Path, autoencoder: Autoencoder, dtype: torch.dtype | None = None) -> None:
+def save_registers(
+    folder: Path,
+    autoencoder: Autoencoder,
+    dtype: torch.dtype | None = None,
+    of_encoder: torch.dtype | None = None,
+) -> None:
     """Write what encoder and demasker have beyond their backbones: START, END and P, suffix and norm."""
     for file, tensors in _beyond(autoencoder).items():
         (folder / file).parent.mkdir(exist_ok=True)
+        kind = of_encoder if Path(file).parts[0] == "encoder" else dtype
         write_file(
-            {name: t.detach().to("cpu", dtype or t.dtype).contiguous() for name, t in tensors.items()},
+            {name: t.detach().to("cpu", kind or t.dtype).contiguous() for name, t in tensors.items()},
             folder / file,
         )
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from crocodil.adapters import (
     base_folder,
@@ -32,6 +31,7 @@ from crocodil.bundle import (
     DTYPES,
     INDEX,
     check_values,
+    is_exact,
     open_augmented,
     read_index,
     resolve,
@@ -93,6 +93,8 @@ class _Opened:
     """Of the source, which tells more than ours can."""
     denoisers: list[Path] = field(default_factory=list)
     latents: TokenLatents | None = None
+    frozen: bool = False
+    """Its encoder was not trained."""
 
 
 def export(
@@ -131,7 +133,7 @@ def export(
         raise CrocodilError(f"dtype = {dtype!r}: it is one of {', '.join(DTYPES)}")
     opened = _open(source, dtype, llada, average, base)
     module, kind = opened.module, DTYPES[opened.dtype]
-    same = isinstance(module, Autoencoder) and _is_exact(module.encoder, kind)
+    same = isinstance(module, Autoencoder) and is_exact(module.encoder, kind)
     kept, left = (opened.denoisers, []) if same and not llada else ([], opened.denoisers)
     # a folder that is not there yet is not to be made for the sake of the `..` behind it
     with publishing(out.parent.resolve(), out.name, replace=replace) as folder:
@@ -144,7 +146,14 @@ def export(
             save_unguided(folder, module, opened.vocabulary, kind, opened.latents, opened.trained)
         else:
             save_autoencoder(
-                folder, module, opened.vocabulary, opened.window, kind, opened.trained, opened.latents
+                folder,
+                module,
+                opened.vocabulary,
+                opened.window,
+                kind,
+                opened.trained,
+                opened.latents,
+                opened.frozen,
             )
             if opened.card is not None:
                 shutil.copyfile(opened.card, folder / "README.md")
@@ -221,6 +230,7 @@ class _Begun:
     dtype: str
     is_stored: Callable[[str], bool]
     """Says of a parameter name whether it is in checkpoints."""
+    frozen: bool = False
 
 
 def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool | None) -> _Opened:
@@ -273,7 +283,8 @@ def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool |
     step = values["step"]
     trained = {"recipe": begun.recipe, "steps": step, "config": begun.record}
     return _Opened(
-        "checkpoint", module, begun.vocabulary, name, begun.window, trained, step, averaged, latents=latents
+        "checkpoint", module, begun.vocabulary, name, begun.window, trained, step, averaged, latents=latents,
+        frozen=begun.frozen,
     )  # fmt: skip
 
 
@@ -301,7 +312,7 @@ def _begin(run: Path, with_base: bool) -> _Begun:
         return _Begun(
             "train_cadd", augmented, vocabulary, augmented_origin(augmented, vocabulary, frozen),
             asdict(config), window, config.export_dtype,
-            lambda name: not (frozen and name.startswith("encoder.")),
+            lambda name: not (frozen and name.startswith("encoder.")), frozen,
         )  # fmt: skip
     module, vocabulary = build(config, mapped=True)  # of its weights only those under adapters stay
     now = origin(module, vocabulary)
@@ -348,8 +359,3 @@ def _copy_denoiser(folder: Path, out: Path) -> None:
     for pattern in _OF_DENOISER:
         for file in folder.glob(pattern):
             shutil.copyfile(file, out / file.name)
-
-
-def _is_exact(module: nn.Module, kind: torch.dtype) -> bool:
-    """Whether no weight changes on its way into this dtype."""
-    return all(torch.equal(tensor, tensor.to(kind).to(tensor.dtype)) for tensor in module.parameters())

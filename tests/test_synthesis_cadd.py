@@ -10,6 +10,7 @@ import pytest
 import crocodil
 from crocodil.bundle import BUNDLED
 from crocodil.cli import main
+from crocodil.denoiser.weights import Denoisers
 from crocodil.errors import CrocodilError
 from crocodil.model import Model
 
@@ -25,6 +26,14 @@ def cadd() -> Model:
 def both() -> Model:
     """Registers and latents, over the encoder of the bundled model, whose denoisers it takes."""
     return crocodil.load("bundled/cadd_ablations/both", denoisers=sorted((BUNDLED / "denoiser").iterdir()))
+
+
+@pytest.fixture(scope="module")
+def nano_unconditional() -> Model:
+    """The bundled model without its conditional denoiser."""
+    model = crocodil.load()
+    model.__dict__["denoisers"] = Denoisers(model.denoisers.unconditional, None)
+    return model
 
 
 def written(model: Model, n: int = 1, **options: Any) -> list[str]:
@@ -93,12 +102,22 @@ def test_latents_of_a_model_that_has_none_are_refused() -> None:
         written(crocodil.load(), method="conthendisc", draws=2, latent_steps=2)
 
 
+def test_a_chain_asks_for_the_denoisers_of_all_its_steps(nano_unconditional: Model) -> None:
+    """A window of one position takes LLaDA's sampler one step, in which nothing is drawn anew, and a chain as many as
+    it is told to."""
+    options = {"method": "conwithindisc", "length": 1, "nfe": 4, "latent_steps": 2}
+    assert written(nano_unconditional, **options) is not None
+    with pytest.raises(CrocodilError, match="has no conditional denoiser"):
+        written(nano_unconditional, remasking="ancestral", **options)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"estimate": "firm"}, "estimate = 'firm': choose one of hard, soft, drawn"),
         ({"draws": -1}, "draws"),
         ({"draws": 1.5}, "draws"),
+        ({"draws": 99_999_999}, "draws is 99,999,999; give at most 1,000"),
         ({"corrector": -0.1}, "corrector"),
         ({"corrector": float("nan")}, "corrector"),
         ({"remasking": "any"}, "remasking = 'any'"),

@@ -19,7 +19,7 @@ from torch import Tensor
 from crocodil.cadd.forward import add_noise, flip, keep, snr
 from crocodil.cadd.loss import estimate
 from crocodil.cadd.sampler import LatentSpace, log_mean, table_of
-from crocodil.errors import CrocodilError
+from crocodil.errors import CrocodilError, require_whole
 from crocodil.metrics import bootstrap
 
 PredictEach = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
@@ -108,8 +108,7 @@ def bound(
     Raises:
         CrocodilError: numbers that do not fit, or latents without chance, before any call of `predict`.
     """
-    if steps < 1:
-        raise CrocodilError(f"steps = {steps}: at least one is needed")
+    require_whole("steps", steps, 1)
     if latents is not None and not latents.stochastic:
         raise CrocodilError(
             "latents that go straight to ẑ₀ have no density, so no bound: take stochastic ones"
@@ -197,7 +196,7 @@ def _mean(
             clean_BNE = table_VE[ids_BN]
             noise_KBNE = _noise(latents.draws, counts_BN, clean_BNE, generators)
             noised_KBNE = add_noise(clean_BNE, t_B[:, None], noise_KBNE, latents.schedule)
-            z_KBNE = torch.where(rows_BN[..., None], noised_KBNE, clean_BNE).to(latents.table_VE.dtype)
+            z_KBNE = torch.where(rows_BN[..., None], noised_KBNE, clean_BNE)
         if not bool(rows_BN.any()):
             continue
         log_pi_RV = log_mean(predict, ids_BN.masked_fill(rows_BN, mask_id), rows_BN, z_KBNE, t_B, mask_id)
@@ -205,6 +204,8 @@ def _mean(
         weights = [[look.discrete for look in looks], [look.continuous for look in looks]]
         weights_2B = torch.tensor(weights, dtype=torch.float64, device=device)
         entropy_R = -log_pi_RV.gather(1, targets_R[:, None])[:, 0].double()
+        if bool(entropy_R.isnan().any()):
+            raise CrocodilError("predict gave logits that are no numbers")
         sums_2B[0].index_add_(0, text_R, entropy_R * weights_2B[0, text_R])
         if latents is not None and table_VE is not None and bool(weights_2B[1].any()):
             rows = len(table_of(latents, log_pi_RV))

@@ -18,6 +18,7 @@ from crocodil.cadd.latents import TokenLatents
 from crocodil.demasker.llada import LLaDA
 from crocodil.demasker.loss import CHUNK_LOGITS, Score, row_weights
 from crocodil.errors import CrocodilError
+from crocodil.recompute import RECOMPUTE
 
 Weighting = Literal["one", "inverse_t"]
 Estimate = Literal["hard", "soft"]
@@ -87,7 +88,7 @@ def score(
                 hidden_RE[part],
                 clean_RE[part],
                 table_VE,
-                use_reentrant=False,
+                **RECOMPUTE,
             )
         )
     squared = (torch.cat(squares) * weights_R).sum() if squares else found.total.new_zeros(())

@@ -128,7 +128,10 @@ def sample(
             calls += 1 if latents is None else latents.draws
 
             # 2. Draw them, and make some of them visible.
-            drawn = draw(log_pi_RV, at_temperature(t), uniforms_BN[at], mask_id)
+            warmth = at_temperature(t)
+            if not (warmth >= 0 and math.isfinite(warmth)):
+                raise CrocodilError(f"temperature is {warmth} at t = {t:.4g}: give 0 or a positive number")
+            drawn = draw(log_pi_RV, warmth, uniforms_BN[at], mask_id)
             if reveal == "ancestral":
                 revealed_R = chances_BN[at] < flip(s_far, t)
             else:

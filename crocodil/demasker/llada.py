@@ -24,6 +24,7 @@ from crocodil.attention import Segments, attend
 from crocodil.demasker.loss import Score, VocabularyHead, cross_entropy
 from crocodil.demasker.rotary import angles, rotate
 from crocodil.errors import CrocodilError
+from crocodil.recompute import RECOMPUTE
 
 # What this implementation computes; a config that says otherwise is another network, not a setting.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -310,7 +311,7 @@ class LLaDA(nn.Module):
         """All blocks and the final norm over embeddings (B, T, E); the engine room of every forward."""
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, angles_TC, segments, visible, use_reentrant=False)
+                x = checkpoint(block, x, angles_TC, segments, visible, **RECOMPUTE)
             else:
                 x = block(x, angles_TC, segments, visible)
         return self.model.transformer.ln_f(x)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from crocodil.errors import CrocodilError
+from crocodil.recompute import RECOMPUTE
 
 TIME_CHANNELS = 256
 TIME_SCALE = 1000.0
@@ -192,7 +193,7 @@ class Denoiser(nn.Module):
             memory = self.condition(condition_BMD.to(dtype)) + place[: condition_BMD.shape[1]]
         for block in self.blocks:
             if self.recompute and self.training:
-                x = checkpoint(block, x, level, memory, use_reentrant=False)
+                x = checkpoint(block, x, level, memory, **RECOMPUTE)
             else:
                 x = block(x, level, memory)
         shift, scale = (time[..., None, :] + self.modulation).unbind(dim=-2)

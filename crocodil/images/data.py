@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DIGITS = "digits"
 DIGIT_LEVELS, LEVELS = 17, 256
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+EXTENSIONS = tuple(f".{kind}" for one in ("png", "jpg", "jpeg") for kind in (one, one.upper(), one.title()))
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 """Pillow's names of pixels that have no more than 256 levels a channel."""
 
@@ -302,10 +302,12 @@ def _levels(n: int, pictures: Iterator[tuple[str, Image]], config: ImagesConfig)
 
 def _image(where: str, picture: Image, config: ImagesConfig) -> np.ndarray:
     """(C, H, W) uint8, cropped and scaled as EDM's dataset tool does (`--transform=center-crop`)."""
+    from PIL import ImageOps
     from PIL.Image import Resampling
 
     if picture.mode not in EIGHT_BIT:
         raise CrocodilError(f"{where} has pixels of kind {picture.mode}, not 8 bits a channel; convert it")
+    picture = ImageOps.exif_transpose(picture)  # as it is looked at
     picture = picture.convert("L" if config.channels == 1 else "RGB")
     if config.size is not None:
         (width, height), side = picture.size, min(picture.size)

@@ -20,6 +20,7 @@ from transformers import AttentionInterface, Qwen3Config, Qwen3Model
 
 from crocodil.attention import Segments, attend
 from crocodil.errors import CrocodilError
+from crocodil.recompute import RECOMPUTE
 from crocodil.registers.geometry import check_count, normalise
 
 Scale = Literal["sqrt_d", "layer_norm"]
@@ -159,7 +160,7 @@ class RegisterEncoder(nn.Module):
 
     def recompute(self) -> None:
         """Keep one activation a layer, and compute the others again in backward; in training mode only."""
-        self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        self.backbone.gradient_checkpointing_enable(dict(RECOMPUTE))
 
     def fingerprint(self, vocabulary: str) -> str:
         """16 hex digits over every weight and setting that registers depend on.

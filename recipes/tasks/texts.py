@@ -136,4 +136,7 @@ class TextTask:
             save_unguided(folder, module.demasker.llada, self._vocabulary, dtype, latents, trained)
         else:
             window = max(config.data.lengths)
-            save_autoencoder(folder, module.autoencoder, self._vocabulary, window, dtype, trained, latents)
+            save_autoencoder(
+                folder, module.autoencoder, self._vocabulary, window, dtype, trained, latents,
+                keep_encoder=not config.train_encoder,
+            )  # fmt: skip

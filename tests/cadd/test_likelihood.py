@@ -440,7 +440,7 @@ def unreachable(*_: Any) -> torch.Tensor:
         ({"ids_BN": torch.full((2, 3), MASK)}, "these texts hold the mask token 3"),
         ({"samples": 0}, "samples = 0: at least one"),
         ({"generators": [torch.Generator()]}, "1 generators for 2 texts"),
-        ({"steps": 0}, "steps = 0: at least one"),
+        ({"steps": 0}, "steps must be a whole number from 1"),
         ({"latents": space(1, stochastic=False)}, "no density, so no bound: take stochastic ones"),
         ({"latents": space(1, estimate="drawn")}, "no bound of this form: take soft ones"),
     ],

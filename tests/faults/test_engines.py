@@ -87,10 +87,11 @@ def test_an_export_is_that_of_one_process(engine: str, trials: Trials, short: Pa
 def test_a_loss_that_is_no_number_on_one_rank_is_dropped_on_all(
     engine: str, step: int, trials: Trials, tmp_path: Path
 ) -> None:
-    """F17: masters, moments and average bit-equal across the step."""
-    run = tmp_path / "run"
-    faults = [Fault(("scale_loss", [step], "nan"), rank=1)]
-    trials.train(run, *SHORT, "save_every=1", faults=faults, **LAUNCH[engine])
+    """F17: masters, moments and average bit-equal across the step, after which the run is asked to stop."""
+    run, often = tmp_path / "run", (*SHORT, "save_every=1", "keep=20")
+    stop = Fault(("kill", signal.SIGTERM), ("at", step, "update"))
+    trials.train(run, *often, faults=[Fault(("scale_loss", [step], "nan"), rank=1), stop], **LAUNCH[engine])
+    trials.train(run, *often, "--resume", **LAUNCH[engine])
     before, after, then = (state(checkpoint(run, step + i)) for i in range(3))
     assert same(before, after) and not same(after, then)
     (told,) = [record for record in records(run) if "skipped" in record]
@@ -112,7 +113,7 @@ def test_five_in_a_row_end_the_run(trials: Trials, tmp_path: Path) -> None:
 def test_a_spike_is_dropped(engine: str, trials: Trials, tmp_path: Path) -> None:
     """F18: after twenty losses; weights, moments and average bit-equal across the step."""
     run = tmp_path / "run"
-    faults = [Fault(("scale_loss", [25], 1e6)), Fault(("kill", signal.SIGTERM), ("at", 27, "update"))]
+    faults = [Fault(("scale_loss", [25], 1e6)), Fault(("kill", signal.SIGTERM), ("at", 25, "update"))]
     trials.train(run, "save_every=1", "keep=4", faults=faults, **LAUNCH[engine])
     assert same(state(checkpoint(run, 25)), state(checkpoint(run, 26)))
     (told,) = [record for record in records(run) if "skipped" in record]

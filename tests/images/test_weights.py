@@ -16,7 +16,7 @@ from crocodil.cadd.sampler import Guess
 from crocodil.errors import CrocodilError
 from crocodil.images.unet import PixelDemasker
 from crocodil.images.weights import INDEX, WEIGHTS, generate_images, load_pixels, save_pixels
-from tests.images.test_unet import KINDS, SPACE, knowing
+from tests.images.test_unet import KINDS, SPACE, TINY, knowing
 
 LATENTS = asdict(LatentConfig(rho=2.0, gain=1.0))
 
@@ -103,6 +103,13 @@ def said(**changes: Any) -> Callable[[Path], None]:
         (said(latents=LATENTS | {"rho": 0}), "rho is 0"),
         (said(latents=LATENTS | {"rho": float("nan")}), "no finite number"),
         (said(space={"C": 1}), "space"),
+        (said(space=asdict(SPACE) | {"C": "3"}), "C must be a whole number"),
+        (said(space=asdict(SPACE) | {"V": None}), "V must be a whole number"),
+        (said(space=asdict(SPACE) | {"W": 0}), "W must be a whole number"),
+        (said(unet=asdict(TINY) | {"attention": 4}), "unet.attention is 4"),
+        (said(unet=asdict(TINY) | {"channels": [8.0, 8]}), "unet.channels is"),
+        (said(unet=asdict(TINY) | {"width": 10**7}), "model.safetensors"),
+        (said(latents=LATENTS | {"rho": None}), "must say rho and gain"),
         (said(unet=None), "unet"),
     ],
 )
@@ -114,3 +121,22 @@ def test_a_damaged_model_is_refused_in_one_line(
     with pytest.raises(CrocodilError, match=message) as refusal:
         load_pixels(tmp_path / "model")
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 0},
+        {"nfe": 1.5},
+        {"draws": 0},
+        {"temperature": "1"},
+        {"corrector": -1},
+        {"seed": 0.5},
+        {"temperature": lambda t: -1.0},
+        {"temperature": lambda t: float("nan")},
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(CrocodilError, match=name):
+        generate_images(knowing(), 1, **{"nfe": 2, **options})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import crocodil
-from crocodil.augmented import CaddRecipe
+from crocodil.augmented import CaddRecipe, build
 from crocodil.bundle import open_augmented
+from crocodil.cadd.latents import LatentConfig
 from crocodil.errors import CrocodilError
 from crocodil.export import export
+from crocodil.text.data import DataConfig, Texts
 from crocodil.training.config import load_config
 from tests.recipes.tiny import TINY_CADD, common, launch, losses, weights_differ
 
@@ -53,7 +56,7 @@ def test_the_export_generates_with_latents_and_without(cadd: Path) -> None:
     made = model.generate(3, method="cadd", nfe=4, draws=2, estimate="soft", seed=1)
     assert [one.nfe for one in made] == [8, 8, 8] and len({one.text for one in made}) > 1
     assert made[1].text == model.generate(1, method="cadd", nfe=4, draws=2, estimate="soft", seed=2)[0].text
-    assert model.generate(1, method="mdm", nfe=4)[0].nfe <= 4
+    assert model.generate(1, method="mdm", draws=0, nfe=4)[0].nfe <= 4
     with pytest.raises(CrocodilError, match="train_demasker.py"):
         model.encode("x = 1\n")
 
@@ -147,6 +150,36 @@ def test_registers_and_latents_in_one_demasker(one_rank: Path, texts: Path, tmp_
     assert after.decode(registers, nfe=4) and after.generate(1, method="cadd", nfe=4)
     export(run / "step-00000003", tmp_path / "out")
     assert contents(tmp_path / "out") == contents(run / "export")
+
+
+def test_a_frozen_encoder_is_the_same_to_the_last_bit(one_rank: Path, texts: Path, tmp_path: Path) -> None:
+    """In whatever the rest is exported, so that denoisers of its registers go on fitting."""
+    run = tmp_path / "run"
+    options = ["registers=true", *common(texts, run), *TINY_CADD, "steps=1", "export_dtype=bfloat16"]
+    launch("train_cadd.py", "cpu.yaml", f"run={run}", f"init={one_rank / 'export'}", *options)
+    export(run, tmp_path / "out")
+    fingerprint = crocodil.load(str(one_rank / "export")).fingerprint
+    for folder in (run / "export", tmp_path / "out"):
+        assert crocodil.load(str(folder)).fingerprint == fingerprint
+        (shard,) = (folder / "demasker").glob("model*.safetensors")
+        assert {tensor.dtype for tensor in load_file(shard).values()} == {torch.bfloat16}
+
+
+def test_more_images_than_there_are_make_no_batch(tmp_path: Path) -> None:
+    refused = launch(
+        "train_cadd.py", "cpu.yaml", "--config", "recipes/configs/cadd-digits.yaml", f"run={tmp_path}",
+        "batch_size=5000", "row_tokens=2048", check=False,
+    )  # fmt: skip
+    assert "training images, a batch wants 5,000; lower batch_size" in refused.stderr
+
+
+def test_latents_that_a_model_brings_along_are_not_asked_to_be_others(cadd: Path, texts: Path) -> None:
+    config = CaddRecipe(init=str(cadd / "export"), data=DataConfig(lengths=(32,)))
+    for asked in (LatentConfig(), LatentConfig(schedule="flow", fusion="add")):
+        assert build(replace(config, latents=asked), Texts(config.data))[0].demasker.latents is not None
+    for asked in (LatentConfig(rho=9.0), LatentConfig(fusion="concat"), LatentConfig(schedule="vp")):
+        with pytest.raises(CrocodilError, match="has latents of its own"):
+            build(replace(config, latents=asked), Texts(config.data))
 
 
 def test_a_run_goes_on_with_the_encoder_that_it_began_with(
