@@ -132,7 +132,7 @@ def test_the_index_names_every_page() -> None:
         assert page.name == "README.md" or f"({page.name})" in index, page.name
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/using.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/using.md", "docs/cadd.md"])
 def test_python_examples_compile_and_call_what_there_is(name: str) -> None:
     found = blocks(name, "python")
     assert found
@@ -142,8 +142,9 @@ def test_python_examples_compile_and_call_what_there_is(name: str) -> None:
                 assert node.attr in public_names(), code
 
 
-def test_command_line_examples_parse() -> None:
-    lines = [words[words.index("crocodil") :] for words in commands("docs/using.md") if "crocodil" in words]
+@pytest.mark.parametrize("name", ["docs/using.md", "docs/cadd.md"])
+def test_command_line_examples_parse(name: str) -> None:
+    lines = [words[words.index("crocodil") :] for words in commands(name) if "crocodil" in words]
     assert len(lines) > 5
     for words in lines:
         parse(words[1:])
@@ -180,7 +181,7 @@ def test_training_commands_name_files_and_fields_that_exist(name: str) -> None:
 def recipe_of(file: str) -> type:
     """The dataclass of a recipe."""
     module = importlib.import_module(f"recipes.{Path(file).stem}")
-    kinds = r"(Base|Demasker|Denoiser|Judge)Recipe"
+    kinds = r"(Base|Demasker|Denoiser|Judge|Cadd)Recipe"
     return next(value for name, value in vars(module).items() if re.fullmatch(kinds, name))
 
 
