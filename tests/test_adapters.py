@@ -67,7 +67,8 @@ def train(autoencoder: Autoencoder) -> None:
 
 
 def close(one: Autoencoder, other: Autoencoder) -> bool:
-    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(outputs(one), outputs(other), strict=True))
+    """To what float32 rounds of products that are merged or apart; values are of order 1."""
+    return all(torch.allclose(a, b, atol=5e-5) for a, b in zip(outputs(one), outputs(other), strict=True))
 
 
 @pytest.fixture
