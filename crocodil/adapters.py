@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +47,7 @@ from crocodil.demasker.llada import LLaDA
 from crocodil.errors import CrocodilError, require_number, require_whole
 from crocodil.registers.geometry import RegisterNoise
 from crocodil.shards import read_json, read_matching, write_file
+from crocodil.text.rows import optional
 from crocodil.text.vocabulary import Vocabulary
 from crocodil.training.limits import LEAST_WINDOW
 
@@ -483,13 +483,10 @@ def _fingerprint(llada: LLaDA, backbone: Qwen3Model) -> str:
 
 
 def _peft() -> Any:
-    # PEFT imports bitsandbytes where it is installed, which warns of kernels that nobody has asked for
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
-        import peft
-    except ImportError:
+        return optional("peft", "peft")
+    except CrocodilError:
         raise CrocodilError("lora needs PEFT; pip install peft") from None
-    return peft
 
 
 def _card(index: Index, base: Base, trained: Mapping[str, Any]) -> str:

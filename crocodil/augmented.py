@@ -95,6 +95,11 @@ class CaddRecipe(LoopConfig):
         if self.latents is None and self.objective.squared is not None:
             raise CrocodilError("objective.squared compares latents: it wants latents, not null")
 
+    @property
+    def keeps_encoder(self) -> bool:
+        """Whether there is an encoder that is not trained, and so in no checkpoint."""
+        return self.registers and not self.train_encoder
+
 
 class Augmented(nn.Module):
     """What is trained: a demasker with latents, and the autoencoder whose registers it sees, if any."""
@@ -184,8 +189,9 @@ def origin(module: Augmented, vocabulary: Vocabulary, frozen: bool) -> dict[str,
         frozen: the encoder is not trained, and so in no checkpoint.
     """
     demasker, autoencoder = module.demasker, module.autoencoder
-    found = joint.origin_of_demasker(demasker.llada, vocabulary)
-    if autoencoder is not None:
+    if autoencoder is None:
+        found = joint.origin_of_demasker(demasker.llada, vocabulary)
+    else:
         found = joint.origin(autoencoder, vocabulary)
         if frozen:
             found["encoder"] = autoencoder.encoder.fingerprint(vocabulary.fingerprint)

@@ -307,7 +307,7 @@ def _begin(run: Path, with_base: bool) -> _Begun:
             raise CrocodilError(
                 f"{run} is of images, whose checkpoints are not written out; --resume ends it"
             )
-        frozen = config.registers and not config.train_encoder
+        frozen = config.keeps_encoder
         augmented, vocabulary = augmented_of(config, Texts(config.data), mapped=not config.registers)
         return _Begun(
             "train_cadd", augmented, vocabulary, augmented_origin(augmented, vocabulary, frozen),

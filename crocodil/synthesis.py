@@ -261,7 +261,7 @@ def vary(
         raise _lacks(model, "unconditional")
     k = trained.config.K if k is None else k
     settings = _Settings(
-        METHODS["conthendisc"], min(nfe, model.window), _registers_in_use(model, k, [trained]),
+        METHODS["conthendisc"], min(nfe, model.window), _registers_in_use(model, k, [trained], "vary"),
         max(1, math.ceil(latent_steps * strength)), 1, 1.0, None, float(temperature), "low_confidence", False,
         0, "hard", True, 0.0,
     )  # fmt: skip
@@ -549,9 +549,7 @@ def _lacks(model: Model, kind: str) -> CrocodilError:
     )
 
 
-def _registers_in_use(
-    model: Model, k: int | None, used: Sequence[TrainedDenoiser], method: str = "this method"
-) -> int:
+def _registers_in_use(model: Model, k: int | None, used: Sequence[TrainedDenoiser], method: str) -> int:
     """Registers that the demasker sees, at most those that the denoisers make."""
     most = min((trained.config.K for trained in used), default=model.K)
     if k is None:

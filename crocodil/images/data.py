@@ -180,17 +180,21 @@ def augment(ids_CHW: Tensor, generator: torch.Generator, probability: float) -> 
     Raises:
         CrocodilError: the image is no square, which cannot be rotated.
     """
-    if probability and ids_CHW.shape[-1] != ids_CHW.shape[-2]:
-        raise CrocodilError(
-            f"images of {ids_CHW.shape[-2]} x {ids_CHW.shape[-1]} pixels cannot be rotated: images.augmentation wants "
-            "squares, give images.size"
-        )
+    check_augmentation(ids_CHW.shape[-2], ids_CHW.shape[-1], probability)
     coins = torch.rand(2, generator=generator)
     flips = int(torch.randint(2, (), generator=generator))
     turns = int(torch.randint(4, (), generator=generator))
     if flips and coins[0] < probability:
         ids_CHW = ids_CHW.flip(-1)
     return torch.rot90(ids_CHW, turns if coins[1] < probability else 0, (-2, -1))
+
+
+def check_augmentation(H: int, W: int, probability: float) -> None:
+    """Refuse to rotate what is no square."""
+    if probability and H != W:
+        raise CrocodilError(
+            f"images of {H} x {W} pixels cannot be rotated: images.augmentation wants squares, give images.size"
+        )
 
 
 def load_images(config: ImagesConfig) -> Images:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from crocodil.augmented import CaddRecipe
 from crocodil.demasker.loss import Losses
 from crocodil.errors import CrocodilError
-from crocodil.images.data import load_split
+from crocodil.images.data import check_augmentation, load_split
 from crocodil.images.grid import save_grid
 from crocodil.images.unet import MaskedImages, PixelDemasker, at_level, corrupt, fresh_unet
 from crocodil.images.weights import generate_images, save_pixels
@@ -41,11 +41,7 @@ class ImageTask:
                 f"{config.batch_size:,}; lower batch_size"
             )
         space = self._train.space
-        if config.images.augmentation and space.H != space.W:
-            raise CrocodilError(
-                f"images of {space.W} x {space.H} pixels cannot be rotated; give images.size, or leave out "
-                "images.augmentation"
-            )
+        check_augmentation(space.H, space.W, config.images.augmentation)
         self.module = fresh_unet(
             self._train.space, config.unet, config.latents, config.objective, config.seed
         )

@@ -48,8 +48,7 @@ class TextTask:
         self._validation = [held_out.sample(int(i), 0) for i in held_out.order(0)[: config.validation_texts]]
         self._order = lru_cache(maxsize=2)(self._windows.order)
         self.digest = self._windows.tokens.digest
-        frozen = config.registers and not config.train_encoder
-        self.origin = origin(self.module, self._vocabulary, frozen)
+        self.origin = origin(self.module, self._vocabulary, config.keeps_encoder)
         self.told = f"{len(self._windows):,} training windows, {len(held_out):,} held out"
 
     def prepare(self, step: int) -> tuple[list[int], list[Batch]]:
@@ -138,5 +137,5 @@ class TextTask:
             window = max(config.data.lengths)
             save_autoencoder(
                 folder, module.autoencoder, self._vocabulary, window, dtype, trained, latents,
-                keep_encoder=not config.train_encoder,
+                keep_encoder=config.keeps_encoder,
             )  # fmt: skip

@@ -17,7 +17,7 @@ from crocodil.cadd.forward import add_noise
 from crocodil.errors import CrocodilError
 from crocodil.model import Model
 from crocodil.reproduce.lab import Lab, Task
-from crocodil.reproduce.measures.masked_tokens import TEXTS_PER_BATCH
+from crocodil.reproduce.measures.masked_tokens import TEXTS_PER_BATCH, nats_and_hits
 from crocodil.reproduce.store import Measured
 from crocodil.text.windows import Sample
 from crocodil.training.randomness import generator
@@ -143,15 +143,7 @@ class MaskedUnderBoth(Task):
                 found.append(demasker(texts, model.autoencoder.exposed(batch), batch.k))
             else:
                 found.append(demasker(texts))
-        of = lambda name: torch.cat([getattr(one, name) for one in found]).double().cpu()  # noqa: E731
-        masked_B = of("masked_B")
-        return Measured(
-            {
-                "nats": (of("entropy_B") * masked_B).tolist(),
-                "right": (of("accuracy_B") * masked_B).tolist(),
-                "masked": masked_B.tolist(),
-            }
-        )
+        return nats_and_hits(found)
 
     def weight(self, lab: Lab) -> float:
         return (self.part[1] - self.part[0]) * (2.0 * self.length + self.k)

@@ -64,6 +64,19 @@ def losses(
     return [model.autoencoder(batch.to(model.device)) for batch in batches]
 
 
+def nats_and_hits(found: Sequence[Losses]) -> Measured:
+    """Of each text: nats of its masked tokens, those that were named, and how many they are."""
+    of = lambda name: torch.cat([getattr(one, name) for one in found]).double().cpu()  # noqa: E731
+    masked_B = of("masked_B")
+    return Measured(
+        {
+            "nats": (of("entropy_B") * masked_B).tolist(),
+            "right": (of("accuracy_B") * masked_B).tolist(),
+            "masked": masked_B.tolist(),
+        }
+    )
+
+
 @dataclass(frozen=True)
 class MaskedTokens(Task):
     """Nats and hits of the masked tokens of each text."""
@@ -84,15 +97,7 @@ class MaskedTokens(Task):
         found = losses(
             lab.model(self.model), samples, t=self.t, k=self.k, sigma=self.sigma, seed=lab.config.seed
         )
-        of = lambda name: torch.cat([getattr(one, name) for one in found]).double().cpu()  # noqa: E731
-        masked_B = of("masked_B")
-        return Measured(
-            {
-                "nats": (of("entropy_B") * masked_B).tolist(),
-                "right": (of("accuracy_B") * masked_B).tolist(),
-                "masked": masked_B.tolist(),
-            }
-        )
+        return nats_and_hits(found)
 
     def weight(self, lab: Lab) -> float:
         return (self.part[1] - self.part[0]) * (2.0 * self.length + self.k)
