@@ -24,7 +24,9 @@ VENV=${VENV:-.venv}
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}
 PORT=${PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# not "| head": closing the pipe early can kill scontrol, and with it, by pipefail, this script
+HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+HEAD=${HOSTS%%$'\n'*}
 PATH="$PWD/$VENV/bin:$PATH"
 # torch's launcher would kill its workers 30 seconds after it was told to stop, in the middle of a checkpoint
 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-3600}

@@ -46,7 +46,7 @@ def test_slurm_starts_one_launcher_a_node(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     told = tmp_path / "told"
     for name, body in {
-        "scontrol": "echo node1; echo node2",
+        "scontrol": "echo node1; sleep 0.2; echo node2",  # slowly: whoever reads one line only has gone by then
         "srun": 'shift 2; SLURM_NODEID=1 exec "$@"',
         "accelerate": f'printf "%s\\n" "$@" > {told}',
     }.items():
