@@ -497,7 +497,6 @@ def _card(index: Index, base: Base, trained: Mapping[str, Any]) -> str:
     call = f'crocodil.load("{base.model}", adapters="PATH")' if base.model else 'crocodil.load("MERGED")'
     return f"""---
 library_name: crocodil
-license: apache-2.0
 tags:
 - lora
 - peft

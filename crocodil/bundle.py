@@ -334,7 +334,6 @@ def _unguided_card(
         row = f"\n| latents | {kept.schedule}, {kept.fusion}, norm {kept.rho:.3f}, gain {kept.gain:.4f} |"
     return f"""---
 library_name: crocodil
-license: apache-2.0
 ---
 
 # A crocodil demasker
@@ -372,7 +371,6 @@ def _card(autoencoder: Autoencoder, vocabulary: Vocabulary, window: int, trained
         how += f" Trained as adapters on {names}, and merged."
     return f"""---
 library_name: crocodil
-license: apache-2.0
 ---
 
 # A crocodil autoencoder

@@ -300,7 +300,6 @@ def card(model: LlamaForCausalLM, vocabulary: Vocabulary, trained: dict[str, Any
     window, millions = config.max_position_embeddings, sum(p.numel() for p in model.parameters()) / 1e6
     return f"""---
 library_name: transformers
-license: apache-2.0
 ---
 
 # A judge of generated texts
