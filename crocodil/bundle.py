@@ -441,7 +441,7 @@ def check_index(values: Mapping[str, Any], file: Path) -> Index:
         **{
             **values,
             "local_pairs": tuple(pairs) if isinstance(pairs, list) else (pairs,),
-            "latents": _check_latents(values.get("latents"), file),
+            "latents": latents_of(values.get("latents"), file),
         }
     )
     for name, choices in _CHOICES.items():
@@ -463,7 +463,12 @@ def check_index(values: Mapping[str, Any], file: Path) -> Index:
     return index
 
 
-def _check_latents(values: Any, file: Path) -> LatentConfig | None:
+def latents_of(values: Any, file: Path) -> LatentConfig | None:
+    """What config.json says of latents, all of it and nothing else; None of a model without.
+
+    Raises:
+        CrocodilError: it says too little, too much, or what cannot be.
+    """
     if values is None:
         return None
     known = {f.name for f in dataclasses.fields(LatentConfig)}

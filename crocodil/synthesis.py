@@ -104,7 +104,7 @@ class _Settings:
     @property
     def chained(self) -> bool:
         """Whether the sampler is CADD's chain (`cadd.sampler`), which masked diffusion without latents has too."""
-        return self.draws > 0 or self.corrector > 0 or self.remasking in ("ancestral", "entropy")
+        return is_chained(self.draws, self.corrector, self.remasking)
 
 
 def generate(
@@ -181,7 +181,7 @@ def generate(
     require_whole("min_length", min_length, 0)
     canvas = lay_out(model.vocabulary, model.resolve_length(length), prompt, template, min_length)
     if draws is None:
-        draws = _usual_draws(model, method, chosen)
+        draws = usual_draws(model, method, chosen)
     require_whole("draws", draws, 0)
     if draws > MOST_DRAWS:
         raise CrocodilError(f"draws is {draws:,}; give at most {MOST_DRAWS:,}")
@@ -191,8 +191,7 @@ def generate(
         float(guidance), block_size, float(temperature), remasking or chosen.remasking, renoise,
         draws, estimate, stochastic, float(corrector),
     )  # fmt: skip
-    # CADD's chain has as many steps as it is told to, LLaDA's sampler at most one for each position
-    steps = nfe if settings.chained else min(nfe, canvas.slots)
+    steps = count_steps(nfe, canvas.slots, settings.chained)
     first, used = _denoisers(model, chosen, canvas, steps, guidance)
     settings = replace(settings, nfe=steps, k=_registers_in_use(model, k, used, method))
     _check_chain(model, settings)
@@ -413,7 +412,7 @@ def _latents(model: Model, settings: _Settings) -> LatentSpace | None:
     )
 
 
-def _usual_draws(model: Model, method: str, chosen: Method) -> int:
+def usual_draws(model: Model, method: str, chosen: Method) -> int:
     """A demasker that was trained with latents is shown them, and one that was not has none."""
     if chosen.draws or model.augmented is None:
         return chosen.draws
@@ -509,6 +508,17 @@ def find_method(name: str, refresh: Sequence[float] | None = None) -> Method:
         )
     # no step is done at fraction 0, so there is nothing to look at: the paper's @0 is no refresh
     return Method(refresh=tuple(alpha for alpha in fractions if alpha > 0))
+
+
+def is_chained(draws: int, corrector: float, remasking: str | None) -> bool:
+    """Whether these ask for CADD's chain; LLaDA's sampler has none of them."""
+    return draws > 0 or corrector > 0 or remasking in ("ancestral", "entropy")
+
+
+def count_steps(nfe: int, slots: int, chained: bool) -> int:
+    """Steps that will be taken: CADD's chain takes as many as it is told to, LLaDA's sampler at most one for each
+    position to be written."""
+    return nfe if chained else min(nfe, slots)
 
 
 def refreshes(method: Method, nfe: int) -> set[int]:

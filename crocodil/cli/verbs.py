@@ -162,14 +162,13 @@ def generate(args: argparse.Namespace) -> None:
     model = _load(args)
     from crocodil.canvas import lay_out
     from crocodil.report.forming import Forming
-    from crocodil.synthesis import find_method, refreshes
+    from crocodil.synthesis import count_steps, find_method, is_chained, refreshes, usual_draws
 
     window = lay_out(model.vocabulary, model.resolve_length(args.length), args.prompt, args.template)
-    # CADD's chain has as many steps as it is told to, LLaDA's sampler at most one for each position
-    has_latents = model.augmented is not None if args.draws is None else args.draws > 0
-    chained = has_latents or args.corrector or args.remasking in ("ancestral", "entropy")
-    steps = args.nfe if chained else min(args.nfe, window.slots)
-    refreshed = refreshes(find_method(args.method, args.refresh), steps)
+    method = find_method(args.method, args.refresh)
+    draws = usual_draws(model, args.method, method) if args.draws is None else args.draws
+    steps = count_steps(args.nfe, window.slots, is_chained(draws, args.corrector, args.remasking))
+    refreshed = refreshes(method, steps)
     names = (
         "method", "length", "min_length", "prompt", "template", "k", "refresh", "guidance", "temperature",
         "remasking", "draws", "estimate", "corrector",

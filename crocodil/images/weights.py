@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crocodil.bundle import blaming, check_values, resolve
-from crocodil.cadd.latents import LatentConfig, TokenLatents
+from crocodil.bundle import blaming, check_values, latents_of, resolve
+from crocodil.cadd.latents import TokenLatents
 from crocodil.cadd.sampler import Guess, LatentSpace, Reveal, sample
 from crocodil.errors import CrocodilError, require_number, require_whole
 from crocodil.images.data import PixelSpace
@@ -98,11 +98,7 @@ def load_pixels(name: str | Path, device: torch.device | str = "cpu") -> PixelDe
         )
     space = _section(PixelSpace, values.get("space"), file, "space")
     shape = _section(UNetShape, values.get("unet"), file, "unet")
-    config: LatentConfig | None = None
-    if values.get("latents") is not None:
-        config = _section(LatentConfig, values["latents"], file, "latents")
-        if None in (config.rho, config.gain):
-            raise CrocodilError(f"{file}: latents must say rho and gain; copy the model again")
+    config = latents_of(values.get("latents"), file)
     with blaming(file), torch.device("meta"):  # what cannot be is found before memory is asked for
         latents = None if config is None else TokenLatents(config, space.V, shape.width)
         demasker = PixelDemasker(space, shape, latents)
