@@ -42,6 +42,9 @@ from crocodil.cadd.latents import TokenLatents
 from crocodil.demasker.llada import LLaDA
 from crocodil.demasker.weights import save_llada
 from crocodil.errors import CrocodilError
+from crocodil.images.data import load_split
+from crocodil.images.unet import PixelDemasker, fresh_unet
+from crocodil.images.weights import load_pixels, save_pixels
 from crocodil.joint import DemaskerRecipe, as_built, build, origin
 from crocodil.shards import SHARD_BYTES, list_tensors, read_json
 from crocodil.text.data import Texts
@@ -61,7 +64,7 @@ class Exported:
 
     source: str
     kind: str
-    """What the source is: `model`, `demasker`, `checkpoint` or `adapters`."""
+    """What the source is: `model`, `demasker`, `images`, `checkpoint` or `adapters`."""
     out: str
     dtype: str
     bytes: int
@@ -81,8 +84,9 @@ class _Opened:
     """A source in memory."""
 
     kind: str
-    module: Autoencoder | LLaDA
-    vocabulary: Vocabulary
+    module: Autoencoder | LLaDA | PixelDemasker
+    vocabulary: Vocabulary | None
+    """None of images."""
     dtype: str
     """What it is written in unless another is asked for."""
     window: int = 0
@@ -132,23 +136,29 @@ def export(
     if dtype is not None and dtype not in DTYPES:
         raise CrocodilError(f"dtype = {dtype!r}: it is one of {', '.join(DTYPES)}")
     opened = _open(source, dtype, llada, average, base)
-    module, kind = opened.module, DTYPES[opened.dtype]
+    module, vocabulary, kind = opened.module, opened.vocabulary, DTYPES[opened.dtype]
+    if llada and isinstance(module, PixelDemasker):
+        raise CrocodilError(f"{source} is of images: there is no LLaDA in it; leave out --llada")
     same = isinstance(module, Autoencoder) and is_exact(module.encoder, kind)
     kept, left = (opened.denoisers, []) if same and not llada else ([], opened.denoisers)
     # a folder that is not there yet is not to be made for the sake of the `..` behind it
     with publishing(out.parent.resolve(), out.name, replace=replace) as folder:
-        if llada:
+        if isinstance(module, PixelDemasker):
+            save_pixels(folder, module, kind, opened.trained)
+        elif vocabulary is None:
+            raise AssertionError("all but images have one")
+        elif llada:
             demasker = module if isinstance(module, LLaDA) else module.demasker.llada
             check_values(demasker, kind)
             save_llada(demasker, folder, shard_bytes, kind)
-            opened.vocabulary.save(folder)
+            vocabulary.save(folder)
         elif isinstance(module, LLaDA):
-            save_unguided(folder, module, opened.vocabulary, kind, opened.latents, opened.trained)
+            save_unguided(folder, module, vocabulary, kind, opened.latents, opened.trained)
         else:
             save_autoencoder(
                 folder,
                 module,
-                opened.vocabulary,
+                vocabulary,
                 opened.window,
                 kind,
                 opened.trained,
@@ -183,6 +193,9 @@ def _open(
         return _open_adapters(folder, dtype, base)
     if base is not None:
         raise CrocodilError(f"{source} holds no adapters: it has no base")
+    if index.get("kind") == "images":
+        kept = dtype or _kept(folder)
+        return _Opened("images", load_pixels(folder), None, kept, trained=_record(folder))
     if index.get("model_type") == "llada":
         if not llada:
             raise CrocodilError(f"{source} is a LLaDA by itself: with --llada it is written anew as one")
@@ -222,8 +235,8 @@ class _Begun:
     """What a run began with, before any of a checkpoint's weights."""
 
     recipe: str
-    module: Autoencoder | Augmented
-    vocabulary: Vocabulary
+    module: Autoencoder | Augmented | PixelDemasker
+    vocabulary: Vocabulary | None
     origin: dict[str, Any]
     record: dict[str, Any]
     window: int
@@ -251,7 +264,8 @@ def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool |
     averaged = has_average if average is None else average
     before = values.get("origin", {})
     begun = _begin(run, "base" in before)
-    check_origin(folder, before, begun.origin)
+    if begun.origin:  # images have none: their configuration says it all
+        check_origin(folder, before, begun.origin)
     # a merge wants all the digits of what lies under adapters too
     everything = dict(begun.module.named_parameters())
     parameters = {key: parameter for key, parameter in everything.items() if begun.is_stored(key)}
@@ -273,12 +287,14 @@ def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool |
                 "they are not of one run"
             )
         parameter.data = value.to(kind, copy=True)
-    module: Autoencoder | LLaDA
+    module: Autoencoder | LLaDA | PixelDemasker
+    latents = None
     if isinstance(begun.module, Augmented):
         latents = begun.module.demasker.latents
         module = begun.module.autoencoder or begun.module.demasker.llada
     else:
-        module, latents = begun.module, None
+        module = begun.module
+    if isinstance(module, Autoencoder):
         merge(module)
     step = values["step"]
     trained = {"recipe": begun.recipe, "steps": step, "config": begun.record}
@@ -302,11 +318,13 @@ def _begin(run: Path, with_base: bool) -> _Begun:
         except CrocodilError:
             raise CrocodilError(f"{run} is no run of train_demasker.py or train_cadd.py ({error})") from None
     window = max(config.data.lengths)
+    if isinstance(config, CaddRecipe) and config.images is not None:
+        space = load_split(config.images).train.space
+        images = fresh_unet(space, config.unet, config.latents, config.objective, config.seed)
+        return _Begun(
+            "train_cadd", images, None, {}, asdict(config), 0, config.export_dtype, lambda name: True
+        )
     if isinstance(config, CaddRecipe):
-        if config.images is not None:
-            raise CrocodilError(
-                f"{run} is of images, whose checkpoints are not written out; --resume ends it"
-            )
         frozen = config.keeps_encoder
         augmented, vocabulary = augmented_of(config, Texts(config.data), mapped=not config.registers)
         return _Begun(
