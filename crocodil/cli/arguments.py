@@ -364,7 +364,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument(
         "source",
         metavar="SOURCE",
-        help="bundled, a model folder or hub id; a run of train_demasker.py or train_cadd.py, or one of its checkpoints; or adapters",
+        help="bundled, a model folder or hub id; a run of train_demasker.py or train_cadd.py, or one of its checkpoints; "
+        "or adapters",
     )
     one.add_argument("--out", required=True, metavar="FOLDER", help="a folder that does not exist yet")
     one.add_argument(
