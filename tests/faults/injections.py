@@ -96,7 +96,10 @@ def kill(number: int = signal.SIGKILL) -> None:
     os.kill(os.getpid(), number)
 
 
-def sleep(seconds: float) -> None:
+def sleep(seconds: float, sign: str | None = None) -> None:
+    """`sign` is a file that appears when sleep begins."""
+    if sign is not None:
+        Path(sign).touch()
     time.sleep(seconds)
 
 

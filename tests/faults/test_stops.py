@@ -26,10 +26,10 @@ BOUNDARY = 6  # of SHORT
 def test_a_second_signal_ends_at_once(trials: Trials, tmp_path: Path) -> None:
     """F4: even in a step that does not end; the checkpoint before is whole."""
     run = tmp_path / "run"
-    job = trials.begin(run, *SHORT, faults=[Fault(("sleep", 60), ("at", 4, "update"))])
-    while not checkpoint(run, 3).exists():
+    asleep = tmp_path / "asleep"
+    job = trials.begin(run, *SHORT, faults=[Fault(("sleep", 60, str(asleep)), ("at", 4, "update"))])
+    while not asleep.exists():
         time.sleep(0.01)
-    time.sleep(0.3)
     job.send(signal.SIGTERM)
     time.sleep(1.2)  # what comes within a second is an echo of the first
     assert not job.is_over()

@@ -286,9 +286,9 @@ def test_marks_leave_the_text_what_it_is(text: str, reference: str) -> None:
 
 def test_marks_do_not_take_long() -> None:
     texts = ["".join(f"{(at * step) % 97} " for at in range(4000)) for step in (7, 31)]
-    start = time.perf_counter()
+    start = time.process_time()
     _marked(*texts)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_nothing_from_outside_becomes_markup() -> None:

@@ -252,6 +252,6 @@ def test_limit_gives_the_beginning_of_the_whole(vocabulary, pattern, monkeypatch
 )
 def test_limit_bounds_the_work(vocabulary, unit):
     text = unit * (10**7 // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(vocabulary.encode(text, 4096)) == 4096
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
