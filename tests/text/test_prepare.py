@@ -216,9 +216,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     assert "digest" in whole.communicate(timeout=300)[0] and whole.returncode == 0
     draws, pieces, killed = random.Random(kills), 0, 0
     while killed < kills:
-        process = launch(config.source, tmp_path / "cache", tmp_path / "tokenizer", pause=0.02)
+        process = launch(config.source, tmp_path / "cache", tmp_path / "tokenizer", pause=0.05)
         assert process.stdout is not None and process.stdout.readline() == "piece\n"
-        time.sleep(draws.uniform(0, 0.1))
+        time.sleep(draws.uniform(0, 0.25))
         process.kill()
         lines = process.communicate()[0].splitlines()
         killed += 1
@@ -239,7 +239,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
 def test_an_interrupt_is_one_line_and_costs_no_piece(tmp_path: Path, vocabulary: Vocabulary) -> None:
     config = write(tmp_path / "texts", programs(3000), "jsonl")
     vocabulary.save(tmp_path / "tokenizer")
-    process = launch(config.source, tmp_path / "cache", tmp_path / "tokenizer", pause=0.1)
+    process = launch(config.source, tmp_path / "cache", tmp_path / "tokenizer", pause=60)
     assert process.stdout is not None and process.stdout.readline() == "piece\n"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
