@@ -222,6 +222,8 @@ class Pictures:
     """Temperature at t = 1, from which it falls to 0 as a cosine; null is 1 throughout."""
     corrector: float = 0.0
     """The paper has one, and does not say how strong."""
+    estimates: tuple[Literal["hard", "soft", "drawn"], ...] = ("hard",)
+    """Of the model with latents. The paper keeps to hard ones."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ cadd_fig3: {steps: [2, 4]}
 cadd_fig4: {steps: [2, 4]}
 cadd_fig5: {steps: [2, 4], draws: [1, 2]}
 cadd_fig6: {steps: [2, 4], draws: [1, 2]}
-cadd_table1: {images: 12, nfes: [2, 4]}
+cadd_table1: {images: 12, nfes: [2, 4], estimates: [hard, soft]}
 cadd_table4: {batch: 2, rounds: 3, draws: [1, 2], steps: 2}
 cadd_table5: {windows: 3, samples: 2, steps: 4, sources: [letters]}
 cadd_table7: {windows: 3, samples: 2, steps: 4, sources: [programs, comments]}

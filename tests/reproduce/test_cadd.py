@@ -369,7 +369,12 @@ def test_digits_are_shown_as_they_are(lab: Lab) -> None:
     ids[0, :8], ids[1, 63] = 16, 8
     assert in_hexadecimal(ids) == ["ff" * 8 + "00" * 56, "00" * 63 + "80"]
     (sheet,) = measured(lab, "cadd-table1").sheets
-    assert list(sheet.names) == ["held-out digits", "MDM, digits, NFE 4", "CADD, digits, NFE 4"]
+    assert list(sheet.names) == [
+        "held-out digits",
+        "MDM, digits, NFE 4",
+        "CADD, digits, hard, NFE 4",
+        "CADD, digits, soft, NFE 4",
+    ]
     first = drawn(lab, "digits_cadd", 4)[0]
     assert list(sheet.rows[2]) == in_hexadecimal(lab.result(first).tensors["ids_BN"])
     assert {len(image) for row in sheet.rows for image in row} == {2 * 64} and sheet.width == 8

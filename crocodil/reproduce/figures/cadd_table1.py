@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from crocodil.cadd.sampler import Guess
 from crocodil.reproduce import cadd_paper
 from crocodil.reproduce.cadd_models import LABELS, named, steps_told, wanted
 from crocodil.reproduce.figure import NOWHERE, Chart, Column, Figure, Label, Line, Quote, Row, Sheet
@@ -34,11 +35,22 @@ def there(lab: Lab) -> list[str]:
     return [name for name in named(lab, MODELS) if pixels(lab, name).space == DIGITS]
 
 
+def methods(lab: Lab) -> dict[str, tuple[str, Guess]]:
+    """What is compared, by its label: a model, with latents once for each estimate of them."""
+    found: dict[str, tuple[str, Guess]] = {}
+    for name in there(lab):
+        if pixels(lab, name).latents is None:
+            found[LABELS[name]] = name, "hard"  # of which there are none
+        else:
+            found |= {f"{LABELS[name]}, {how}": (name, how) for how in lab.config.cadd_table1.estimates}
+    return found
+
+
 def lines(lab: Lab) -> list[Line]:
     found: list[Line] = []
-    for name in there(lab):
+    for method, (name, estimate) in methods(lab).items():
         for nfe in sorted(set(lab.config.cadd_table1.nfes)):
-            found.append(Line({"method": LABELS[name], "NFE": nfe}, drawn(lab, name, nfe)))
+            found.append(Line({"method": method, "NFE": nfe}, drawn(lab, name, nfe, estimate)))
     if found:
         found.append(Line({"method": REAL, "NFE": NOWHERE}, [HeldOutImages()]))
         found.append(Line({"method": SEEN, "NFE": NOWHERE}, [SeenImages(lab.config.cadd_table1.images)]))
@@ -46,8 +58,13 @@ def lines(lab: Lab) -> list[Line]:
 
 
 def verdicts(lab: Lab, rows: Sequence[Row]) -> list[str]:
-    mdm, cadd = ({"method": LABELS[name]} for name in MODELS)
-    found = [beside(rows, name, cadd, mdm, "NFE") for name in ("fid", "inception_score")]
+    mdm = {"method": LABELS["digits_mdm"]}
+    found = [
+        beside(rows, name, {"method": method}, mdm, "NFE")
+        for method, (model, _) in methods(lab).items()
+        if model == "digits_cadd"
+        for name in ("fid", "inception_score")
+    ]
     return [*filter(None, found), *steps_told(lab, MODELS, "images")]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from crocodil.bundle import resolve
-from crocodil.cadd.sampler import cosine_temperature
+from crocodil.cadd.sampler import Guess, cosine_temperature
 from crocodil.images.data import ImagesConfig, PixelSpace, load_split
 from crocodil.images.metrics import digits_extractor, extract, fit, frechet_distance, inception_score
 from crocodil.images.unet import PixelDemasker
@@ -36,6 +36,7 @@ class DrawnImages(Task):
     nfe: int
     hottest: float | None
     corrector: float
+    estimate: Guess
     seed: int
     demasker: str
     digest: str
@@ -48,6 +49,7 @@ class DrawnImages(Task):
             nfe=self.nfe,
             temperature=1.0 if self.hottest is None else cosine_temperature(self.hottest),
             corrector=self.corrector,
+            estimate=self.estimate,
             seed=self.seed + self.part[0],
         )
         return Measured({}, {"ids_BN": made.ids_BN.to(torch.uint8)})
@@ -90,13 +92,15 @@ def pixels(lab: Lab, name: str) -> PixelDemasker:
     return load_pixels(lab.path_of(CADD + name), lab.device or "cpu")
 
 
-def drawn(lab: Lab, name: str, nfe: int) -> list[DrawnImages]:
+def drawn(lab: Lab, name: str, nfe: int, estimate: Guess = "hard") -> list[DrawnImages]:
     """All images of one setting, in parts."""
     config = lab.config.cadd_table1
     digest = hashlib.blake2b((resolve(lab.path_of(CADD + name)) / INDEX).read_bytes(), digest_size=8)
     add_tensors(digest, pixels(lab, name).state_dict())
     return [
-        DrawnImages(part, nfe, config.hottest, config.corrector, lab.config.seed, name, digest.hexdigest())
+        DrawnImages(
+            part, nfe, config.hottest, config.corrector, estimate, lab.config.seed, name, digest.hexdigest()
+        )
         for part in lab.parts(config.images)
     ]
 
