@@ -22,7 +22,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads
 
 # A process of its own that prepares a folder's rows in many small pieces, and says when one appears.
 PREPARER = """
-import os, sys, time
+import os, signal, sys, time
 import crocodil.text.prepare as prepare
 from crocodil.errors import one_line_errors
 from crocodil.text.data import DataConfig, Texts
@@ -33,7 +33,10 @@ os.fsync = lambda descriptor: None  # slow, and no kill can tell
 def told(*arguments):
     publish(*arguments)
     print("piece", flush=True)
-    time.sleep(float(os.environ.get("PAUSE", "0")))  # whoever wants to interrupt it may be late on a busy machine
+    until = time.monotonic() + float(os.environ.get("PAUSE", "0"))
+    while time.monotonic() < until:  # whoever wants to interrupt it may be late on a busy machine
+        time.sleep(0.01)  # briefly: a signal just before a sleep does not end it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and theirs, ignore it
 prepare.publish = told
 config = DataConfig(
     source, held_out=0.3, lengths=(64,), cache=cache, streaming=True, limit=int(limit) or None,
