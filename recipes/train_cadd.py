@@ -69,7 +69,8 @@ def train(config: CaddRecipe, ranks: Accelerator, resume: str | None) -> None:
         for step, (ids, batches) in ahead(task.prepare, range(start.step, config.steps), config.prefetch):
             # 1 and 2 are the task's: the samples of a step, dealt out, and their corruption.
             run.beat(step, "forward and backward")
-            if config.images is not None and config.unet.dropout:  # drawn anew at every step: a run goes on as it was
+            if config.images is not None and config.unet.dropout:
+                # the U-Net draws from the process-wide generator
                 torch.manual_seed(draw_seed(config.seed, step, ranks.process_index, "dropout"))
             sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
             for losses in engine.accumulate(batches, config.batch_size, step, run.guard.ceiling):

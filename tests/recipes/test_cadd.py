@@ -165,14 +165,6 @@ def test_a_frozen_encoder_is_the_same_to_the_last_bit(one_rank: Path, texts: Pat
         assert {tensor.dtype for tensor in load_file(shard).values()} == {torch.bfloat16}
 
 
-def test_more_images_than_there_are_make_no_batch(tmp_path: Path) -> None:
-    refused = launch(
-        "train_cadd.py", "cpu.yaml", "--config", "recipes/configs/cadd-digits.yaml", f"run={tmp_path}",
-        "batch_size=5000", "row_tokens=2048", check=False,
-    )  # fmt: skip
-    assert "training images, a batch wants 5,000; lower batch_size" in refused.stderr
-
-
 def test_latents_that_a_model_brings_along_are_not_asked_to_be_others(cadd: Path, texts: Path) -> None:
     config = CaddRecipe(init=str(cadd / "export"), data=DataConfig(lengths=(32,)))
     for asked in (LatentConfig(), LatentConfig(schedule="flow", fusion="add")):

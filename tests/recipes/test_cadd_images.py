@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
+from crocodil.augmented import CaddRecipe
 from crocodil.errors import CrocodilError
 from crocodil.export import export
 from crocodil.images.weights import WEIGHTS, generate_images, load_pixels
+from crocodil.training.config import load_config
 from crocodil.training.log import read_metrics
+from recipes.tasks.images import ImageTask
 from tests.recipes.tiny import launch, losses, weights_differ
 
 GOLDEN = [2.124910036722819, 0.9188394149144491, 1.2990487416585286, 1.5804654757181804]
@@ -23,6 +28,13 @@ TINY = [
     "optimiser.warmup_steps=0", "optimiser.eps=1e-4", "log_every=1", "save_every=2", "validate_every=4",
     "validation_texts=6", "sample_every=4", "samples=4", "sample_nfe=2", "export_dtype=float32",
 ]  # fmt: skip
+
+
+def test_more_images_than_there_are_make_no_batch() -> None:
+    changed = ("batch_size=5000", "row_tokens=2048")
+    config = load_config(CaddRecipe, "recipes/configs/cadd-digits.yaml", changed)
+    with pytest.raises(CrocodilError, match="training images, a batch wants 5,000; lower batch_size"):
+        ImageTask(config, cast(Accelerator, None))  # refused before ranks are asked
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +76,7 @@ def test_two_ranks_are_the_training_of_one(engine: str, tmp_path: Path) -> None:
     assert weights_differ(*runs) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_stopped_run_with_dropout_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     options = [*TINY, f"run={run}", "unet.dropout=0.3"]
