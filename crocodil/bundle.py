@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from tokenizers import Tokenizer
@@ -42,6 +42,7 @@ from crocodil.registers.geometry import RegisterNoise, check_count
 from crocodil.shards import read_json, read_matching, save_tensors, write_file
 from crocodil.text.vocabulary import Vocabulary
 
+T = TypeVar("T")
 FORMAT = 1
 INDEX = "config.json"
 _MODELS = Path(__file__).parent / "models"
@@ -471,11 +472,23 @@ def latents_of(values: Any, file: Path) -> LatentConfig | None:
     """
     if values is None:
         return None
-    known = {f.name for f in dataclasses.fields(LatentConfig)}
-    if not isinstance(values, dict) or values.keys() != known or None in values.values():
-        raise CrocodilError(f"{file}: latents must say {', '.join(sorted(known))}; copy the model again")
+    config = section_of(LatentConfig, values, file, "latents")
+    if None in (config.rho, config.gain):
+        raise CrocodilError(f"{file}: latents must say rho and gain; copy the model again")
+    return config
+
+
+def section_of(kind: type[T], values: Any, file: Path, name: str) -> T:
+    """A dataclass of what a section of config.json says, all of it and nothing else.
+
+    Raises:
+        CrocodilError: it says too little, too much, or what cannot be.
+    """
+    known = {field.name for field in dataclasses.fields(cast(Any, kind))}
+    if not isinstance(values, dict) or values.keys() != known:
+        raise CrocodilError(f"{file}: {name} must say {', '.join(sorted(known))}; copy the model again")
     with blaming(file):
-        return LatentConfig(**values)
+        return kind(**{key: tuple(one) if isinstance(one, list) else one for key, one in values.items()})
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from crocodil.autoencoder import Autoencoder
 from crocodil.bundle import (
     DTYPES,
     INDEX,
+    blaming,
     check_values,
     is_exact,
     open_augmented,
@@ -42,7 +43,7 @@ from crocodil.cadd.latents import TokenLatents
 from crocodil.demasker.llada import LLaDA
 from crocodil.demasker.weights import save_llada
 from crocodil.errors import CrocodilError
-from crocodil.images.data import load_split
+from crocodil.images.data import PixelSpace
 from crocodil.images.unet import PixelDemasker, fresh_unet
 from crocodil.images.weights import load_pixels, save_pixels
 from crocodil.joint import DemaskerRecipe, as_built, build, origin
@@ -136,44 +137,43 @@ def export(
     if dtype is not None and dtype not in DTYPES:
         raise CrocodilError(f"dtype = {dtype!r}: it is one of {', '.join(DTYPES)}")
     opened = _open(source, dtype, llada, average, base)
-    module, vocabulary, kind = opened.module, opened.vocabulary, DTYPES[opened.dtype]
+    module, kind = opened.module, DTYPES[opened.dtype]
     if llada and isinstance(module, PixelDemasker):
         raise CrocodilError(f"{source} is of images: there is no LLaDA in it; leave out --llada")
     same = isinstance(module, Autoencoder) and is_exact(module.encoder, kind)
     kept, left = (opened.denoisers, []) if same and not llada else ([], opened.denoisers)
     # a folder that is not there yet is not to be made for the sake of the `..` behind it
     with publishing(out.parent.resolve(), out.name, replace=replace) as folder:
-        if isinstance(module, PixelDemasker):
-            save_pixels(folder, module, kind, opened.trained)
-        elif vocabulary is None:
-            raise AssertionError("all but images have one")
-        elif llada:
-            demasker = module if isinstance(module, LLaDA) else module.demasker.llada
-            check_values(demasker, kind)
-            save_llada(demasker, folder, shard_bytes, kind)
-            vocabulary.save(folder)
-        elif isinstance(module, LLaDA):
-            save_unguided(folder, module, vocabulary, kind, opened.latents, opened.trained)
-        else:
-            save_autoencoder(
-                folder,
-                module,
-                vocabulary,
-                opened.window,
-                kind,
-                opened.trained,
-                opened.latents,
-                opened.frozen,
-            )
-            if opened.card is not None:
-                shutil.copyfile(opened.card, folder / "README.md")
-            for denoiser in kept:
-                _copy_denoiser(denoiser, folder / "denoiser" / denoiser.name)
+        _write(opened, folder, kind, llada, shard_bytes)
+        for denoiser in kept:
+            _copy_denoiser(denoiser, folder / "denoiser" / denoiser.name)
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     return Exported(
         str(source), opened.kind, str(out), opened.dtype, size, opened.step, opened.averaged,
         tuple(one.name for one in kept), tuple(one.name for one in left),
     )  # fmt: skip
+
+
+def _write(opened: _Opened, folder: Path, kind: torch.dtype, llada: bool, shard_bytes: int) -> None:
+    """All but the denoisers."""
+    module, vocabulary = opened.module, opened.vocabulary
+    if isinstance(module, PixelDemasker):
+        save_pixels(folder, module, kind, opened.trained)
+        return
+    assert vocabulary is not None
+    if llada:
+        demasker = module if isinstance(module, LLaDA) else module.demasker.llada
+        check_values(demasker, kind)
+        save_llada(demasker, folder, shard_bytes, kind)
+        vocabulary.save(folder)
+    elif isinstance(module, LLaDA):
+        save_unguided(folder, module, vocabulary, kind, opened.latents, opened.trained)
+    else:
+        save_autoencoder(
+            folder, module, vocabulary, opened.window, kind, opened.trained, opened.latents, opened.frozen
+        )
+        if opened.card is not None:
+            shutil.copyfile(opened.card, folder / "README.md")
 
 
 def _open(
@@ -263,9 +263,8 @@ def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool |
         raise CrocodilError(f"{folder} has no average of weights (ema was 0); leave --average out")
     averaged = has_average if average is None else average
     before = values.get("origin", {})
-    begun = _begin(run, "base" in before)
-    if begun.origin:  # images have none: their configuration says it all
-        check_origin(folder, before, begun.origin)
+    begun = _begin(run, before)
+    check_origin(folder, before, begun.origin)
     # a merge wants all the digits of what lies under adapters too
     everything = dict(begun.module.named_parameters())
     parameters = {key: parameter for key, parameter in everything.items() if begun.is_stored(key)}
@@ -304,11 +303,11 @@ def _open_checkpoint(folder: Path, run: Path, dtype: str | None, average: bool |
     )  # fmt: skip
 
 
-def _begin(run: Path, with_base: bool) -> _Begun:
+def _begin(run: Path, before: Mapping[str, Any]) -> _Begun:
     """The model of a run's configuration.
 
     Args:
-        with_base: its checkpoints say which weights lie under their adapters.
+        before: what its checkpoints say that they depend on beside it.
     """
     try:
         config: DemaskerRecipe | CaddRecipe = load_config(DemaskerRecipe, str(run / CONFIG))
@@ -318,13 +317,15 @@ def _begin(run: Path, with_base: bool) -> _Begun:
         except CrocodilError:
             raise CrocodilError(f"{run} is no run of train_demasker.py or train_cadd.py ({error})") from None
     window = max(config.data.lengths)
-    if isinstance(config, CaddRecipe) and config.images is not None:
-        space = load_split(config.images).train.space
-        images = fresh_unet(space, config.unet, config.latents, config.objective, config.seed)
-        return _Begun(
-            "train_cadd", images, None, {}, asdict(config), 0, config.export_dtype, lambda name: True
-        )
     if isinstance(config, CaddRecipe):
+        if config.images is not None:
+            with blaming(run):
+                space = PixelSpace(**before.get("space", {}))
+            images = fresh_unet(space, config.unet, config.latents, config.objective, config.seed)
+            return _Begun(
+                "train_cadd", images, None, {"space": asdict(space)}, asdict(config), 0, config.export_dtype,
+                lambda name: True,
+            )  # fmt: skip
         frozen = config.keeps_encoder
         augmented, vocabulary = augmented_of(config, Texts(config.data), mapped=not config.registers)
         return _Begun(
@@ -334,7 +335,7 @@ def _begin(run: Path, with_base: bool) -> _Begun:
         )  # fmt: skip
     module, vocabulary = build(config, mapped=True)  # of its weights only those under adapters stay
     now = origin(module, vocabulary)
-    if config.lora is not None and with_base:
+    if config.lora is not None and "base" in before:
         now["base"] = fingerprint_of(module)
     record = as_built(config, module)
     if config.lora is not None:

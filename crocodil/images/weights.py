@@ -8,7 +8,6 @@ Shape letters: B images, C channels, H rows, W columns, N pixels.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crocodil.bundle import blaming, check_values, latents_of, resolve
+from crocodil.bundle import blaming, check_values, latents_of, resolve, section_of
 from crocodil.cadd.latents import TokenLatents
 from crocodil.cadd.sampler import Guess, LatentSpace, Reveal, sample
 from crocodil.errors import CrocodilError, require_number, require_whole
@@ -96,8 +95,8 @@ def load_pixels(name: str | Path, device: torch.device | str = "cpu") -> PixelDe
             f"{file}: kind {values.get('kind')!r}, format {values.get('format')!r}: this is no model of images that this "
             "version of crocodil reads"
         )
-    space = _section(PixelSpace, values.get("space"), file, "space")
-    shape = _section(UNetShape, values.get("unet"), file, "unet")
+    space = section_of(PixelSpace, values.get("space"), file, "space")
+    shape = section_of(UNetShape, values.get("unet"), file, "unet")
     config = latents_of(values.get("latents"), file)
     with blaming(file), torch.device("meta"):  # what cannot be is found before memory is asked for
         latents = None if config is None else TokenLatents(config, space.V, shape.width)
@@ -159,16 +158,3 @@ def generate_images(
         calls = max(calls, done.nfe)
     ids_BN = torch.cat(parts)
     return Drawn(ids_BN, space.pixels(ids_BN), calls)
-
-
-def _section(kind: type, values: Any, file: Path, name: str) -> Any:
-    """A dataclass of what a section of config.json says, all of it and nothing else."""
-    known = {field.name for field in dataclasses.fields(kind)}
-    if not isinstance(values, dict) or values.keys() != known:
-        raise CrocodilError(f"{file}: {name} must say {', '.join(sorted(known))}; copy the model again")
-    try:
-        return kind(**{key: tuple(one) if isinstance(one, list) else one for key, one in values.items()})
-    except TypeError as error:
-        raise CrocodilError(f"{file}: {name}: {error}; copy the model again") from None
-    except CrocodilError as error:
-        raise CrocodilError(f"{file}: {error}") from None

@@ -28,7 +28,6 @@ class ImageTask:
     """Images, and a demasker of their pixels."""
 
     unit = "pixels"
-    origin = None  # all that a checkpoint's weights compute is in the configuration
 
     def __init__(self, config: CaddRecipe, ranks: Accelerator) -> None:
         assert config.images is not None
@@ -42,9 +41,10 @@ class ImageTask:
             )
         space = self._train.space
         check_augmentation(space.H, space.W, config.images.augmentation)
-        self.module = fresh_unet(
-            self._train.space, config.unet, config.latents, config.objective, config.seed
-        )
+        self.origin = {
+            "space": asdict(space)
+        }  # the rest that a checkpoint's weights depend on is in the configuration
+        self.module = fresh_unet(space, config.unet, config.latents, config.objective, config.seed)
         self._held_out, self._validation = held_out, list(range(min(config.validation_texts, len(held_out))))
         self.digest = self._train.digest
         self.told = f"{len(self._train):,} training images, "

@@ -109,7 +109,7 @@ def said(**changes: Any) -> Callable[[Path], None]:
         (said(unet=asdict(TINY) | {"attention": 4}), "unet.attention is 4"),
         (said(unet=asdict(TINY) | {"channels": [8.0, 8]}), "unet.channels is"),
         (said(unet=asdict(TINY) | {"width": 10**7}), "model.safetensors"),
-        (said(latents=LATENTS | {"rho": None}), "latents must say"),
+        (said(latents=LATENTS | {"rho": None}), "must say rho and gain"),
         (said(unet=None), "unet"),
     ],
 )

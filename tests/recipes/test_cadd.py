@@ -19,7 +19,7 @@ from crocodil.errors import CrocodilError
 from crocodil.export import export
 from crocodil.text.data import DataConfig, Texts
 from crocodil.training.config import load_config
-from tests.recipes.tiny import TINY_CADD, common, launch, losses, weights_differ
+from tests.recipes.tiny import TINY_CADD, common, contents, launch, losses, weights_differ
 
 GOLDEN = [6.764406204223633, 4.803107102711995, 4.8186750411987305]
 
@@ -59,12 +59,6 @@ def test_the_export_generates_with_latents_and_without(cadd: Path) -> None:
     assert model.generate(1, method="mdm", draws=0, nfe=4)[0].nfe <= 4
     with pytest.raises(CrocodilError, match="train_demasker.py"):
         model.encode("x = 1\n")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Files of a model, but for the manifest, which has another's digests only if they differ."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_a_checkpoint_is_written_out_as_the_run_writes_its_end(cadd: Path, tmp_path: Path) -> None:

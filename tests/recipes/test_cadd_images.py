@@ -19,7 +19,7 @@ from crocodil.images.weights import WEIGHTS, generate_images, load_pixels
 from crocodil.training.config import load_config
 from crocodil.training.log import read_metrics
 from recipes.tasks.images import ImageTask
-from tests.recipes.tiny import launch, losses, weights_differ
+from tests.recipes.tiny import contents, launch, losses, weights_differ
 
 GOLDEN = [2.124910036722819, 0.9188394149144491, 1.2990487416585286, 1.5804654757181804]
 TINY = [
@@ -42,10 +42,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images") / "run"
     launch("train_cadd.py", "cpu.yaml", *TINY, f"run={folder}")
     return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
 
 
 def test_golden_losses(run: Path) -> None:

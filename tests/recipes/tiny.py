@@ -98,3 +98,9 @@ def weights_differ(one: Path, other: Path) -> float:
         assert ours.keys() == theirs.keys()
         worst = max(worst, *(float((ours[name] - theirs[name]).abs().max()) for name in ours))
     return worst
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Files of a model, but for the manifest, which has another's digests only if they differ."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -108,7 +108,9 @@ def test_a_second_launch_reads_nothing(
     monkeypatch.setattr(crocodil.text.files, "_rows", refuse)
     monkeypatch.setattr(crocodil.text.prepare, "writing", refuse)  # the folder may be read-only
     before = contents(only(tmp_path / "cache"))
+    began = time.process_time()
     second = prepared(config.text_source, vocabulary, tmp_path / "cache", say=refuse)
+    assert time.process_time() - began < 0.1
     assert [corpus.digest for corpus in second] == [corpus.digest for corpus in first]
     assert contents(only(tmp_path / "cache")) == before
     others = [
